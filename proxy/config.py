@@ -5,11 +5,8 @@ Every key is described in ``docs/configuration.md``; a test compares the two.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from proxy.errors import ConfigError
+from proxy.secret_file import read_secrets
 from proxy.toml_table import IpNetwork, Table, is_interface, parse_address
 
 __all__ = [
@@ -41,8 +39,6 @@ __all__ = [
 DEFAULT_PORT = 8803  # RFC 8803 §10.1 assigns none; ours is the number of the RFC
 MAX_UPLINKS = 8  # as the kernel's limit of endpoints, MPTCP_PM_ADDR_MAX
 MAX_CLIENTS = 4096
-MAX_SECRETS = 4  # one in use, the others on their way out
-SECRET_LENGTH = 32
 RUNTIME_DIRECTORY = "/run/mptcp-proxy"
 
 Settings = Mapping[str, Any]
@@ -261,7 +257,7 @@ def load(path: str | os.PathLike[str]) -> ProxyConfig | GatewayConfig:
         raise ConfigError("", f"cannot read it: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError("", "not valid TOML: not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a limit of Python's
         raise ConfigError("", f"not valid TOML: {error}") from None
     return parse(data, file)
 
@@ -493,44 +489,3 @@ def _secrets(table: Table, source: Path) -> tuple[bytes, ...]:
     if not text:
         raise ConfigError(path, "must name a file")
     return read_secrets(source.parent / text, path)
-
-
-def read_secrets(file: Path, path: str) -> tuple[bytes, ...]:
-    """The secrets in ``file``, the one in use first.
-
-    One secret of 32 bytes in base64 per line, as ``mptcp-proxy keygen`` writes it; blank lines and
-    lines that begin with ``#`` do not count. A file that others than its owner may read or write is
-    refused. ``path`` is the key that messages name; they never quote what is in the file.
-    """
-    try:
-        with file.open("rb") as handle:
-            status = os.fstat(handle.fileno())
-            text = handle.read(65536)
-    except OSError as error:
-        raise ConfigError(path, f'cannot read "{file}": {error.strerror}') from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(path, f'"{file}" is not a file')
-    if status.st_mode & 0o077:
-        mode = stat.S_IMODE(status.st_mode)
-        message = f'"{file}" has mode {mode:04o}, so others can get at it: chmod 600 it'
-        raise ConfigError(path, message)
-    if status.st_uid not in (0, os.geteuid()):
-        raise ConfigError(path, f'"{file}" belongs to another user (uid {status.st_uid})')
-    lines = [line.strip() for line in text.splitlines()]
-    secrets = tuple(
-        _secret(line, file, path) for line in lines if line and not line.startswith(b"#")
-    )
-    if not 1 <= len(secrets) <= MAX_SECRETS:
-        raise ConfigError(path, f'"{file}" must have 1 to {MAX_SECRETS} secrets')
-    return secrets
-
-
-def _secret(line: bytes, file: Path, path: str) -> bytes:
-    try:
-        secret = base64.b64decode(line, validate=True)
-    except binascii.Error:
-        secret = b""
-    if len(secret) != SECRET_LENGTH:
-        message = f'"{file}" has a line that is not 32 bytes in base64: make one with '
-        raise ConfigError(path, message + '"mptcp-proxy keygen"')
-    return secret

@@ -17,9 +17,9 @@ _INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 class Table:
     """One table of a configuration file.
 
-    ``path`` is where the table stands in the file (``uplink[1]``; empty for the root), ``known`` the
-    keys it may have. Every reader raises ``ConfigError`` with the key's full path; a reader without
-    a default insists on the key.
+    ``path`` is where the table stands in the file (``uplink[1]``; empty for the root), ``known``
+    the keys it may have. Every reader raises ``ConfigError`` with the key's full path; a reader
+    without a default insists on the key.
     """
 
     def __init__(self, data: Mapping[str, object], path: str, known: Collection[str]) -> None:
@@ -212,6 +212,8 @@ def _show(value: object) -> str:
     if isinstance(value, str):
         text = "".join(c if c.isprintable() else "?" for c in value)
         return f'"{text[:57]}..."' if len(text) > 60 else f'"{text}"'
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a huge integer"
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
