@@ -1,0 +1,1 @@
+"""What is on the wire: sequence arithmetic, addresses, options, ICMP, the virtio header."""
