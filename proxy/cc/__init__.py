@@ -1,0 +1,1 @@
+"""Congestion controls: a base class, a registry, and one file per algorithm."""

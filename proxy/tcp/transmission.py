@@ -1,0 +1,36 @@
+"""One super-segment in flight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.tcp.buffers import Buffer
+
+
+class Transmission:
+    """Bytes ``seq`` to ``end`` (FIN counts one) as they were last sent.
+
+    It owns its payload, so that a retransmission needs no look-up. ``sacked`` and ``lost``
+    exclude each other; neither = in the pipe.
+    """
+
+    __slots__ = (
+        "app_limited", "chunks", "delivered", "delivered_at", "end", "fin", "first_sent",
+        "lost", "rate_sent_at", "retransmitted", "sacked", "sent_at", "seq",
+    )  # fmt: skip
+
+    def __init__(self, seq: int, end: int, chunks: list[Buffer], fin: bool, now: float) -> None:
+        self.seq = seq
+        self.end = end
+        self.chunks = chunks
+        self.fin = fin
+        self.sent_at = now
+        self.first_sent = now
+        self.retransmitted = 0
+        self.sacked = False
+        self.lost = False
+        self.delivered = 0
+        self.delivered_at = now
+        self.rate_sent_at = now
+        self.app_limited = False
