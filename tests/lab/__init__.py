@@ -1,0 +1,1 @@
+"""The lab: network namespaces, emulated links, daemons, servers and clients on one machine."""
