@@ -246,6 +246,7 @@ class Namespaces:
         namespace = Namespace(label, name, self)
         self._members[label] = namespace
         namespace.run("ip", "link", "set", "lo", "up")
+        namespace.sysctl("net.ipv4.ping_group_range", "0 0")  # echoes without a raw socket
         return namespace
 
     def close(self) -> None:

@@ -125,8 +125,6 @@ class Topology:
         for forwarder in (self.proxy, *self.routers, self.gateway):
             forwarder.sysctl("net.ipv4.ip_forward", 1)
             forwarder.sysctl("net.ipv6.conf.all.forwarding", 1)
-        for namespace in namespaces:
-            namespace.sysctl("net.ipv4.ping_group_range", "0 0")
         self._build_ends()
         for index in self.indices:
             self._build_uplink(index)
