@@ -147,9 +147,14 @@ class DestinationPolicy:
             # RFC 8803 §6.2.5 has loopback refused as malformed.
             # DEVIATION: not if the operator lists it.
             return None if allowed else _deny("loopback", ErrorCode.MALFORMED_MESSAGE)
-        if ip in self._special and not allowed:
+        if not allowed and (ip in self._special or not _is_assigned(ip)):
             return _deny("a special-purpose address")
         return None
+
+
+def _is_assigned(ip: bytes) -> bool:
+    """Of IPv6, only 2000::/3 is given out as global unicast; NAT64 is judged by what is in it."""
+    return len(ip) == 4 or ip[0] >> 5 == 1 or ip.startswith(_NAT64)
 
 
 def unwrap(ip: bytes) -> tuple[bytes, ...]:
