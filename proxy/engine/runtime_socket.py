@@ -1,0 +1,289 @@
+"""A kernel TCP socket behind the methods of a byte stream: how the gateway reaches servers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from proxy.tcp.events import Event
+from proxy.wire.address import Address
+
+# One read; larger ones cost more in page faults than they save in system calls.
+_READ_SIZE = 131072
+_QUEUE_LIMIT = 262144
+_QUEUE_LOW = 131072
+# sendmsg takes at most IOV_MAX (1024) buffers; a few dozen already fill the socket buffer.
+_WRITE_BUFFERS = 64
+
+StreamHandler = Callable[["KernelStream", Event], None]
+FlushLater = Callable[["KernelStream"], None]
+
+
+class KernelStream:
+    """A connected, non-blocking kernel socket.
+
+    Bytes sent are queued and leave with ``flush()``, which the runtime calls once per turn, so
+    that many small chunks cost one system call. Reading stops by itself (the loop is not told to
+    watch) while the flow leaves bytes in the socket.
+    """
+
+    __slots__ = (
+        "_drained",
+        "_finish",
+        "_flush_later",
+        "_handler",
+        "_loop",
+        "_queue",
+        "_queued",
+        "_socket",
+        "_starved",
+        "_watching_read",
+        "_watching_write",
+        "eof",
+        "peer",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connected: socket.socket,
+        peer: Address,
+        flush_later: FlushLater,
+    ) -> None:
+        self.eof = False
+        self.peer = peer
+        self._loop = loop
+        self._socket: socket.socket | None = connected
+        self._flush_later = flush_later
+        self._handler: StreamHandler | None = None
+        self._queue: deque[bytes | memoryview] = deque()
+        self._queued = 0
+        self._finish = False
+        self._drained = True
+        self._starved = False
+        self._watching_read = False
+        self._watching_write = False
+
+    def start(self, handler: StreamHandler) -> None:
+        """Begin to tell ``handler`` what happens."""
+        self._handler = handler
+        self._watch_read()
+
+    # -- ByteStream ---------------------------------------------------------------------------
+
+    def send(self, chunk: bytes | memoryview) -> None:
+        """Queue bytes for the server."""
+        if self._socket is None:
+            return
+        if not self._queue:
+            self._flush_later(self)
+        self._queue.append(chunk)
+        self._queued += len(chunk)
+
+    def send_room(self) -> int:
+        """Bytes that may be queued now."""
+        room = _QUEUE_LIMIT - self._queued
+        if room <= 0:
+            self._starved = True
+            return 0
+        return room
+
+    def receive(self, limit: int) -> list[memoryview | bytes]:
+        """Read once from the socket, at most ``limit`` bytes."""
+        connected = self._socket
+        if self.eof or connected is None or self._drained:
+            return []
+        size = min(limit, _READ_SIZE)
+        try:
+            chunk = connected.recv(size)
+        except BlockingIOError:
+            self._now_drained()
+            return []
+        except OSError as error:
+            self._failed(error)
+            return []
+        if not chunk:
+            self._at_end()
+            return []
+        if len(chunk) < size:
+            self._now_drained()
+        return [chunk]
+
+    def shutdown_write(self) -> None:
+        """Send a FIN once the queue is empty."""
+        self._finish = True
+        if not self._queue:
+            self._flush_later(self)
+
+    def abort(self, now: float) -> None:
+        """Close with a RST (RFC 9293 §3.10.5) and drop what is queued."""
+        del now
+        if self._socket is None:
+            return
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self._close()
+
+    # -- towards the runtime ------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write what the socket takes; the rest waits until it is writable."""
+        connected = self._socket
+        if connected is None or self._watching_write:
+            return
+        queue = self._queue
+        try:
+            while queue:
+                sent = connected.sendmsg([queue[i] for i in range(min(len(queue), _WRITE_BUFFERS))])
+                self._sent(sent)
+        except BlockingIOError:
+            self._watching_write = True
+            self._loop.add_writer(connected.fileno(), self._on_writable)
+        except OSError as error:
+            self._failed(error)
+            return
+        if self._finish and not queue:
+            self._send_fin(connected)
+        if self._starved and self._queued <= _QUEUE_LOW:
+            self._starved = False
+            self._tell(Event.WRITABLE)
+
+    def _sent(self, size: int) -> None:
+        queue = self._queue
+        self._queued -= size
+        while size:
+            head = queue[0]
+            if size < len(head):
+                queue[0] = memoryview(head)[size:]
+                return
+            size -= len(head)
+            queue.popleft()
+
+    def _send_fin(self, connected: socket.socket) -> None:
+        try:
+            connected.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._failed(error)
+            return
+        self._close_when_done()
+
+    def _on_writable(self) -> None:
+        if self._socket is None:
+            return
+        self._loop.remove_writer(self._socket.fileno())
+        self._watching_write = False
+        self.flush()
+
+    def _on_readable(self) -> None:
+        self._drained = False
+        self._tell(Event.READABLE)
+        if not self._drained and not self.eof and self._socket is not None:
+            # The flow left bytes behind because its sink is full: do not spin on them.
+            self._loop.remove_reader(self._socket.fileno())
+            self._watching_read = False
+
+    def _now_drained(self) -> None:
+        self._drained = True
+        self._watch_read()
+
+    def _watch_read(self) -> None:
+        if not self._watching_read and self._socket is not None:
+            self._watching_read = True
+            self._loop.add_reader(self._socket.fileno(), self._on_readable)
+
+    def _at_end(self) -> None:
+        self.eof = True
+        if self._watching_read and self._socket is not None:
+            self._watching_read = False
+            self._loop.remove_reader(self._socket.fileno())
+        self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        if self.eof and self._finish and not self._queue and self._socket is not None:
+            self._close()
+            self._loop.call_soon(self._tell, Event.CLOSED)
+
+    def _failed(self, error: OSError) -> None:
+        self._close()
+        timed_out = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+        # Later, not now: the flow that reads or writes us is in the middle of its own step.
+        self._loop.call_soon(self._tell, Event.TIMED_OUT if timed_out else Event.RESET)
+
+    def _close(self) -> None:
+        connected = self._socket
+        if connected is None:
+            return
+        self._socket = None
+        self._queue.clear()
+        self._queued = 0
+        self._loop.remove_reader(connected.fileno())
+        self._loop.remove_writer(connected.fileno())
+        connected.close()
+
+    def _tell(self, event: Event) -> None:
+        if self._handler is not None:
+            self._handler(self, event)
+
+
+class Dial:
+    """A connection attempt to a server in progress; ``cancel()`` gives it up."""
+
+    __slots__ = ("_done", "_flush_later", "_loop", "_peer", "_socket")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        peer: Address,
+        done: Callable[[KernelStream | None, int], None],
+        flush_later: FlushLater,
+    ) -> None:
+        """Start to connect; ``done(stream, 0)`` or ``done(None, errno)`` follows, later."""
+        self._loop = loop
+        self._peer = peer
+        self._done = done
+        self._flush_later = flush_later
+        family = socket.AF_INET if len(peer.ip) == 4 else socket.AF_INET6
+        self._socket: socket.socket | None = socket.socket(
+            family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        # A relay must add no delay of its own to what its client already coalesced.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = self._socket.connect_ex((socket.inet_ntop(family, peer.ip), peer.port))
+        if code == errno.EINPROGRESS:
+            loop.add_writer(self._socket.fileno(), self._on_writable)
+        else:
+            loop.call_soon(self._finish, code)
+
+    def cancel(self) -> None:
+        """Give up; ``done`` is not called any more."""
+        pending = self._socket
+        if pending is None:
+            return
+        self._socket = None
+        self._loop.remove_writer(pending.fileno())
+        pending.close()
+
+    def _on_writable(self) -> None:
+        if self._socket is None:
+            return
+        self._loop.remove_writer(self._socket.fileno())
+        self._finish(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _finish(self, code: int) -> None:
+        pending = self._socket
+        if pending is None:
+            return
+        self._socket = None
+        if code:
+            pending.close()
+            self._done(None, code)
+            return
+        self._done(KernelStream(self._loop, pending, self._peer, self._flush_later), 0)
+
+
+def describe(code: int) -> str:
+    """An errno in words, for logs."""
+    return os.strerror(code)

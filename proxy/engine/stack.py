@@ -1,0 +1,274 @@
+"""The sans-IO stack: packets and time in, packets and events out.
+
+One stack serves one TUN. It knows no socket, loop, clock or global randomness, so all of it runs
+in virtual time: ``receive`` and ``handle_timeout`` change state, ``next_event`` tells what came of
+it, ``poll_transmit`` returns what is to be written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+from proxy.engine.counters import CounterTable
+from proxy.engine.demux import Demux
+from proxy.engine.rate import TokenBucket
+from proxy.engine.timers import Timers
+from proxy.errors import CodecError
+from proxy.mptcp.config import MptcpConfig
+from proxy.mptcp.connection import MptcpConnection
+from proxy.seg import Segment, build_header, parse
+from proxy.tcp.config import TcpConfig
+from proxy.tcp.connection import TcpConnection
+from proxy.tcp.events import Event
+from proxy.tcp.host import Packet, Pollable, Rng
+from proxy.wire import icmp
+from proxy.wire.address import Address
+from proxy.wire.mptcp_options import MpCapable, MpJoinSyn, MpTcprst, pad, parse_option
+
+FIN = 1
+SYN = 2
+RST = 4
+ACK = 16
+_VIRTIO_HEADER = 10
+# RSTs for segments of no connection, per second: a flood is not echoed (RFC 8684 §5).
+_RESET_RATE = 200.0
+# RFC 6335 §6: dynamic ports; RFC 6056 §3.3.1: chosen at random, retried on a clash.
+_FIRST_PORT = 32768
+_PORTS = 28232
+_PORT_TRIES = 64
+
+Application = TcpConnection | MptcpConnection
+"""What an application holds: a plain connection or an MPTCP one."""
+
+
+class Listener(Protocol):
+    """Decides on segments that belong to no connection."""
+
+    def on_syn(self, syn: Segment, now: float) -> None:
+        """A SYN that joins nothing: open it with ``Stack.open_passive`` or leave it unanswered."""
+        ...
+
+    def on_stray(self, segment: Segment, now: float) -> bool:
+        """Any other segment of no connection; True to have it answered by a RST."""
+        ...
+
+
+class Stack:
+    """All connections behind one TUN device; the ``Host`` of each of them."""
+
+    def __init__(
+        self,
+        rng: Rng,
+        tcp_config: TcpConfig | None = None,
+        mptcp_config: MptcpConfig | None = None,
+    ) -> None:
+        self.rng = rng
+        self.secret = rng.randbytes(16)
+        self.tcp_config = tcp_config or TcpConfig()
+        self.mptcp_config = mptcp_config or MptcpConfig()
+        self.counters = CounterTable()
+        self.tokens: dict[int, MptcpConnection] = {}
+        self.listener: Listener | None = None
+        self.demux = Demux()
+        self.timers = Timers()
+        self._awake: dict[Pollable, None] = {}
+        self._out: list[Packet] = []
+        self._events: deque[tuple[Application, Event]] = deque()
+        self._resets = TokenBucket(_RESET_RATE)
+
+    # -- sans-IO interface --------------------------------------------------------------------
+
+    def receive(self, packet: bytes, now: float) -> None:
+        """Take one packet from the device: a virtio header and an IP packet. Never raises."""
+        try:
+            segment = parse(packet)
+        except CodecError:
+            self._receive_other(packet, now)
+            return
+        connection = self.demux.find(segment.key)
+        if connection is not None:
+            if segment.flags & SYN and connection.accepts_reuse(segment):
+                self.forget(connection)
+                self._receive_stray(segment, now)
+                return
+            connection.on_segment(segment, now)
+            return
+        self._receive_stray(segment, now)
+
+    def poll_transmit(self, now: float) -> list[Packet]:
+        """Let all that woke up send; returns the packets to write, in order."""
+        awake = self._awake
+        while awake:
+            pollable = next(iter(awake))
+            del awake[pollable]
+            pollable.poll(now)
+        out = self._out
+        if out:
+            self._out = []
+        return out
+
+    def next_timeout(self) -> float | None:
+        """When ``handle_timeout`` has work; None while nothing is due ever."""
+        return self.timers.next_timeout()
+
+    def handle_timeout(self, now: float) -> None:
+        """Fire what is due."""
+        self.timers.fire(now)
+
+    def next_event(self) -> tuple[Application, Event] | None:
+        """The next thing an application should know, oldest first."""
+        return self._events.popleft() if self._events else None
+
+    # -- connections --------------------------------------------------------------------------
+
+    def open_passive(self, syn: Segment, now: float, mptcp: bool) -> Application:
+        """A connection for ``syn``, its answer held back until ``accept`` or ``refuse``.
+
+        It is an ``MptcpConnection`` if ``mptcp`` allows it and the SYN asks for it, else a plain
+        ``TcpConnection`` (RFC 8684 §3.1: a SYN without MP_CAPABLE gets none back).
+        """
+        if mptcp and self.mptcp_config.enabled and offers_mptcp(syn):
+            return MptcpConnection.open_passive(self, syn, now)
+        connection = TcpConnection(
+            self, Address(syn.dst, syn.dport), Address(syn.src, syn.sport), self.tcp_config
+        )
+        self.register(connection)
+        connection.open_passive(syn, now)
+        return connection
+
+    def connect_mptcp(
+        self, local_ip: bytes, remote: Address, now: float, syn_payload: bytes, uplink: str
+    ) -> MptcpConnection:
+        """Open an MPTCP connection whose initial subflow leaves from ``local_ip``."""
+        local = self.open_local_port(local_ip, remote)
+        return MptcpConnection.connect(
+            self, local, remote, now, syn_payload=syn_payload, uplink=uplink
+        )
+
+    def open_local_port(self, local_ip: bytes, remote: Address) -> Address:
+        """A local address with a port free towards ``remote``, chosen at random (RFC 6056)."""
+        for _ in range(_PORT_TRIES):
+            port = _FIRST_PORT + self.rng.getrandbits(32) % _PORTS
+            local = Address(local_ip, port)
+            if not self.demux.taken(local, remote):
+                return local
+        raise OSError("no free local port")
+
+    def answer_unreachable(self, syn: Segment, code: int) -> None:
+        """Tell the sender of ``syn`` that its destination cannot be reached (RFC 1122 §3.2.2.1).
+
+        ``code`` is the ICMP destination-unreachable code of IPv4; for IPv6 its counterpart of
+        RFC 4443 §3.1 is sent.
+        """
+        self.transmit([icmp.build_unreachable(syn, code)])
+
+    # -- Host: what connections ask of their stack ----------------------------------------------
+
+    def register(self, connection: TcpConnection) -> None:
+        """Enter a connection or subflow into the demux."""
+        self.demux.add(connection)
+
+    def transmit(self, packet: Packet) -> None:
+        """Queue a packet for the device."""
+        self._out.append(packet)
+
+    def wake(self, obj: Pollable) -> None:
+        """Poll ``obj`` at the next ``poll_transmit``."""
+        self._awake[obj] = None
+
+    def arm(self, obj: Pollable) -> None:
+        """The deadline of ``obj`` may have become earlier."""
+        self.timers.arm(obj)
+
+    def event(self, obj: Any, kind: Event) -> None:
+        """Queue an event for the application."""
+        self._events.append((obj, kind))
+
+    def forget(self, obj: Any) -> None:
+        """``obj`` is gone: no packet and no timer finds it any more."""
+        if isinstance(obj, TcpConnection):
+            self.demux.remove(obj)
+        self.timers.disarm(obj)
+        self._awake.pop(obj, None)
+
+    # -- what belongs to no connection ------------------------------------------------------------
+
+    def _receive_stray(self, segment: Segment, now: float) -> None:
+        if segment.flags & RST:
+            return
+        if segment.flags & (SYN | ACK | FIN) == SYN:
+            self._receive_syn(segment, now)
+            return
+        if self.listener is not None and self.listener.on_stray(segment, now):
+            self.reset(segment, now)
+
+    def _receive_syn(self, syn: Segment, now: float) -> None:
+        join = _join_of(syn)
+        if join is not None:
+            self._receive_join(syn, join, now)
+        elif self.listener is not None:
+            self.listener.on_syn(syn, now)
+
+    def _receive_join(self, syn: Segment, join: MpJoinSyn, now: float) -> None:
+        connection = self.tokens.get(join.token)
+        self.counters.add("MPTcpExtMPJoinSynRx")
+        if connection is not None:
+            connection.on_join(syn, now)
+            return
+        # RFC 8684 §3.2: an unknown token is answered with a RST; reason 1 as Linux sends it.
+        self.counters.add("MPTcpExtMPJoinNoTokenFound")
+        self.reset(syn, now, pad(MpTcprst(reason=1).build()))
+
+    def reset(self, segment: Segment, now: float, options: bytes = b"") -> None:
+        """Answer ``segment`` with a RST (RFC 9293 §3.10.7.1), within the rate limit."""
+        if not self._resets.take(now):
+            self.counters.add("ResetsSuppressed")
+            return
+        if segment.flags & ACK:
+            seq, ack, flags = segment.ack, 0, RST
+        else:
+            length = segment.length + bool(segment.flags & SYN) + bool(segment.flags & FIN)
+            seq, ack, flags = 0, (segment.seq + length) & 0xFFFFFFFF, RST | ACK
+        self.counters.add("TCPOutRsts")
+        self.transmit(
+            [
+                build_header(
+                    segment.dst,
+                    segment.src,
+                    segment.dport,
+                    segment.sport,
+                    seq,
+                    ack,
+                    flags,
+                    0,
+                    options,
+                    0,
+                    0,
+                )
+            ]
+        )
+
+    def _receive_other(self, packet: bytes, now: float) -> None:
+        error = icmp.parse_error(packet)
+        if error is None:
+            self.counters.add("InErrs")
+            return
+        connection = self.demux.find(error.key)
+        if connection is None:
+            self.counters.add("IcmpNoConnection")
+            return
+        connection.on_icmp(error, now)
+
+
+def offers_mptcp(syn: Segment) -> bool:
+    """Whether a SYN carries an MP_CAPABLE that we may answer."""
+    return any(isinstance(parse_option(raw, True, False), MpCapable) for raw in syn.mptcp)
+
+
+def _join_of(syn: Segment) -> MpJoinSyn | None:
+    for raw in syn.mptcp:
+        option = parse_option(raw, True, False)
+        if isinstance(option, MpJoinSyn):
+            return option
+    return None

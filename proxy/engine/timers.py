@@ -1,0 +1,81 @@
+"""When each object wants to be called again: one heap, O(log n), no periodic scan."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Protocol
+
+
+class Timed(Protocol):
+    """Something with a deadline of its own."""
+
+    def next_timeout(self) -> float | None:
+        """Seconds (same origin as ``now``) of the earliest deadline, None for none."""
+        ...
+
+    def on_timeout(self, now: float) -> None:
+        """A deadline has passed."""
+        ...
+
+
+class Timers:
+    """A lazy heap of deadlines.
+
+    A deadline that moves later is not touched until the earlier one fires, which is the common
+    case (every ACK pushes the RTO back); only one that moves earlier is pushed again.
+    """
+
+    __slots__ = ("_armed", "_heap", "_order")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Timed]] = []
+        self._armed: dict[Timed, float] = {}
+        self._order = 0
+
+    def __len__(self) -> int:
+        return len(self._armed)
+
+    def arm(self, timed: Timed) -> None:
+        """``timed.next_timeout()`` may have become earlier."""
+        deadline = timed.next_timeout()
+        if deadline is None:
+            return
+        armed = self._armed.get(timed)
+        if armed is not None and armed <= deadline:
+            return
+        self._push(timed, deadline)
+
+    def disarm(self, timed: Timed) -> None:
+        """Forget all about ``timed``."""
+        self._armed.pop(timed, None)
+
+    def next_timeout(self) -> float | None:
+        """The earliest moment at which ``fire`` could have work."""
+        heap = self._heap
+        while heap:
+            deadline, _, timed = heap[0]
+            if self._armed.get(timed) == deadline:
+                return deadline
+            heapq.heappop(heap)
+        return None
+
+    def fire(self, now: float) -> None:
+        """Call ``on_timeout`` of all whose deadline is not after ``now``."""
+        heap = self._heap
+        armed = self._armed
+        while heap and heap[0][0] <= now:
+            deadline, _, timed = heapq.heappop(heap)
+            if armed.get(timed) != deadline:
+                continue
+            del armed[timed]
+            current = timed.next_timeout()
+            if current is None:
+                continue
+            if current <= now:
+                timed.on_timeout(now)
+            self.arm(timed)
+
+    def _push(self, timed: Timed, deadline: float) -> None:
+        self._armed[timed] = deadline
+        self._order += 1
+        heapq.heappush(self._heap, (deadline, self._order, timed))

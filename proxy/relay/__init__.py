@@ -1,0 +1,1 @@
+"""Pairs the two sides of a proxied TCP conversation, for either role."""

@@ -1,0 +1,153 @@
+"""A proxied TCP conversation: bytes, half-close and resets between its two sides.
+
+A flow knows neither packets nor sockets. Each side is a ``ByteStream``: a ``TcpConnection``, an
+``MptcpConnection`` or a kernel socket behind the same methods. Back-pressure is the bound of the
+sinks: a side is read only as far as the other has room, so a slow reader stops its sender
+(RFC 8803 §5; design: bounded buffers from end to end).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.tcp.events import Event
+
+
+class ByteStream(Protocol):
+    """One side of a flow.
+
+    ``eof`` is true once the peer has finished and every byte of its stream was received here.
+    """
+
+    eof: bool
+
+    def send(self, chunk: bytes | memoryview) -> None:
+        """Queue ``chunk``; the caller keeps within ``send_room()``."""
+        ...
+
+    def send_room(self) -> int:
+        """Bytes that may be queued now."""
+        ...
+
+    def receive(self, limit: int) -> list[memoryview | bytes]:
+        """Take up to ``limit`` bytes, in order; an empty list when there are none."""
+        ...
+
+    def shutdown_write(self) -> None:
+        """Finish our direction once all queued bytes are sent (half-close)."""
+        ...
+
+    def abort(self, now: float) -> None:
+        """Reset the stream at once."""
+        ...
+
+
+class Flow:
+    """Two byte streams joined to one conversation.
+
+    ``near`` is the side that opened the conversation, ``far`` the one that was opened for it.
+    ``bytes_out`` counts payload bytes from near to far, ``bytes_in`` the other way.
+    """
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "ended",
+        "far",
+        "far_closed",
+        "far_finished",
+        "near",
+        "near_closed",
+        "near_finished",
+        "on_end",
+    )
+
+    def __init__(self, near: ByteStream, far: ByteStream, on_end: Callable[[Flow], None]) -> None:
+        self.near = near
+        self.far = far
+        self.on_end = on_end
+        self.bytes_out = 0
+        self.bytes_in = 0
+        # A side is finished when its end of stream was passed on to the other side.
+        self.near_finished = False
+        self.far_finished = False
+        self.near_closed = False
+        self.far_closed = False
+        self.ended = False
+
+    def on_event(self, side: ByteStream, kind: Event, now: float) -> None:
+        """React to what happened on one side; any other kind of event is none of a flow's."""
+        if self.ended:
+            return
+        if kind is Event.READABLE or kind is Event.EOF:
+            self._pump_from(side)
+        elif kind is Event.WRITABLE:
+            self._pump_from(self.far if side is self.near else self.near)
+        elif kind in (Event.RESET, Event.TIMED_OUT, Event.UNREACHABLE):
+            self._fail(side, now)
+        elif kind is Event.CLOSED:
+            self._closed(side)
+
+    def start(self) -> None:
+        """Move what either side already holds."""
+        self._pump_from(self.near)
+        self._pump_from(self.far)
+
+    def abort(self, now: float) -> None:
+        """Reset both sides, for example because the operator asked for it."""
+        if self.ended:
+            return
+        self.near.abort(now)
+        self.far.abort(now)
+        self._end()
+
+    def _pump_from(self, side: ByteStream) -> None:
+        if side is self.near:
+            if not self.near_finished:
+                moved, self.near_finished = _pump(side, self.far)
+                self.bytes_out += moved
+        elif not self.far_finished:
+            moved, self.far_finished = _pump(side, self.near)
+            self.bytes_in += moved
+
+    def _fail(self, side: ByteStream, now: float) -> None:
+        # Bytes that arrived in order before the reset still belong to the other side's reader,
+        # but a reset outranks them in TCP (RFC 9293 §3.10.7.4): it travels as a reset.
+        (self.far if side is self.near else self.near).abort(now)
+        self._end()
+
+    def _closed(self, side: ByteStream) -> None:
+        # Closed is the clean end, so what a full sink leaves unread still follows: a later
+        # WRITABLE of the sink takes it, and its end of stream with it.
+        if side is self.near:
+            self.near_closed = True
+        else:
+            self.far_closed = True
+        self._pump_from(side)
+        if self.near_closed and self.far_closed:
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        self.on_end(self)
+
+
+def _pump(source: ByteStream, sink: ByteStream) -> tuple[int, bool]:
+    """Move what fits from source to sink; returns the bytes moved and whether source finished."""
+    moved = 0
+    room = sink.send_room()
+    while room > 0:
+        chunks = source.receive(room)
+        if not chunks:
+            break
+        size = 0
+        for chunk in chunks:
+            size += len(chunk)
+            sink.send(chunk)
+        moved += size
+        room -= size
+    if source.eof:
+        sink.shutdown_write()
+        return moved, True
+    return moved, False

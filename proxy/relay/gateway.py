@@ -1,0 +1,243 @@
+"""The far role: MPTCP from proxies becomes TCP to the real servers.
+
+A SYN is worth nothing until the Convert message in it carries the MAC of a client: before that no
+state is made and nothing is answered (RFC 8803 §9.1; strangers get silence). The SYN+ACK waits for
+the server's answer and carries ours, so that a connection costs no round trip more than a direct
+one and its failure is told before the client is answered.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.config import GatewayConfig
+from proxy.convert.auth import Door, Request, Unauthorised
+from proxy.convert.destination import DestinationPolicy
+from proxy.convert.tlv import Error, ErrorCode, Proof, SupportedTcpExtensions
+from proxy.engine.stack import Application, Stack
+from proxy.relay.flow import ByteStream, Flow
+from proxy.relay.status import gateway_status
+from proxy.seg import Segment
+from proxy.tcp.events import Event
+from proxy.wire.address import Address
+
+log = logging.getLogger(__name__)
+
+# Per client: conversations that wait for their server, and all that are open.
+MAX_OPENING = 4096
+MAX_FLOWS = 65536
+# ICMP codes that stand for what a kernel socket says (RFC 1812 §5.2.7.1).
+_ICMP_CODES = {
+    errno.ENETUNREACH: 0,
+    errno.EHOSTUNREACH: 1,
+    errno.ETIMEDOUT: 1,
+    errno.EACCES: 13,
+    errno.EPERM: 13,
+}
+
+
+class Cancellable(Protocol):
+    """A connection attempt to a server."""
+
+    def cancel(self) -> None: ...
+
+
+Dialled = Callable[[ByteStream | None, int], None]
+Dialler = Callable[[Address, Dialled], Cancellable]
+"""Connects to a server; calls back, later, with a stream or with None and an errno."""
+
+
+class Reception:
+    """A client whose server has not answered yet."""
+
+    __slots__ = ("client", "dial", "relay", "request", "rest")
+
+    def __init__(
+        self, relay: GatewayRelay, client: Application, request: Request, rest: bytes
+    ) -> None:
+        self.relay = relay
+        self.client = client
+        self.request = request
+        self.rest = rest
+        self.dial: Cancellable | None = None
+
+    def on_event(self, stream: ByteStream, kind: Event, now: float) -> None:
+        """The client went away before the server answered."""
+        if kind in (Event.RESET, Event.TIMED_OUT, Event.UNREACHABLE, Event.CLOSED):
+            if self.dial is not None:
+                self.dial.cancel()
+            self.relay.leave(self)
+
+
+class GatewayRelay:
+    """Owns all conversations of a gateway."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        stack: Stack,
+        dial: Dialler,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.stack = stack
+        self.flows: dict[Flow, str] = {}
+        self.policy = DestinationPolicy(
+            config.egress, config.listen.port, own_addresses=config.listen.addresses
+        )
+        self._dial = dial
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._door = Door(
+            config.clients, stack.rng.randbytes(32), wall_clock(), config.listen.service
+        )
+        self._owners: dict[ByteStream, Reception | Flow] = {}
+        self._opening: dict[str, int] = {}
+        self._open: dict[str, int] = {}
+        stack.listener = self
+
+    # -- Listener -------------------------------------------------------------------------------
+
+    def on_syn(self, syn: Segment, now: float) -> None:
+        """A new connection: served if the Convert message in the SYN is a client's."""
+        if syn.dport != self.config.listen.port:
+            return
+        data = bytes(syn.payload)
+        if not data:
+            self.stack.counters.add("ConvertSynWithoutMessage")
+            return
+        request = self._verify(data, syn.src)
+        if request is None:
+            return
+        client = self.stack.open_passive(syn, now, mptcp=True)
+        self._receive(client, request, data[request.length :], now)
+
+    def on_stray(self, segment: Segment, now: float) -> bool:
+        """Only what looks like a subflow of a connection that is gone, say after a restart, gets
+        a RST, so that its proxy need not wait for a time-out; strangers get silence."""
+        return segment.dss_flags >= 0
+
+    # -- Relay ----------------------------------------------------------------------------------
+
+    def on_event(self, stream: ByteStream, kind: Event, now: float) -> None:
+        """Something happened to a connection or to a server's socket."""
+        owner = self._owners.get(stream)
+        if owner is not None:
+            owner.on_event(stream, kind, now)
+
+    def close(self, now: float) -> None:
+        """Reset everything that is open."""
+        for owner in set(self._owners.values()):
+            if isinstance(owner, Flow):
+                owner.abort(now)
+            else:
+                owner.on_event(owner.client, Event.RESET, now)
+                owner.client.abort(now)
+
+    def status(self, now: float) -> dict[str, object]:
+        """What ``mptcp-proxy status`` shows."""
+        return gateway_status(self, now)
+
+    def leave(self, reception: Reception) -> None:
+        """A reception is over, one way or the other."""
+        self._owners.pop(reception.client, None)
+        self._opening[reception.request.client] -= 1
+
+    # -- private --------------------------------------------------------------------------------
+
+    def _verify(self, data: bytes, source: bytes) -> Request | None:
+        try:
+            return self._door.verify(data, source, self._wall_clock())
+        except Unauthorised as error:
+            self.stack.counters.add(f"ConvertDrop-{error.reason}")
+            return None
+
+    def _receive(self, client: Application, request: Request, rest: bytes, now: float) -> None:
+        name = request.client
+        reception = Reception(self, client, request, rest)
+        self._owners[client] = reception
+        self._opening[name] = self._opening.get(name, 0) + 1
+        error = request.error or self._judge(request)
+        if error is not None:
+            self._refuse(reception, error, now)
+        elif request.destination is None:
+            self._inform(reception, now)
+        else:
+            self._reach(reception, request.destination)
+
+    def _judge(self, request: Request) -> Error | None:
+        if request.options:
+            # A kernel socket sends no options that a caller names (RFC 8803 §6.2.8, error 33).
+            kinds = bytes(option.kind for option in request.options)
+            return Error(ErrorCode.UNSUPPORTED_TCP_OPTION, kinds)
+        name = request.client
+        if self._opening[name] > MAX_OPENING or self._open.get(name, 0) >= MAX_FLOWS:
+            return Error(ErrorCode.RESOURCE_EXCEEDED, b"\1")
+        if request.destination is None:
+            return None
+        denial = self.policy.check(request.destination)
+        if denial is None:
+            return None
+        self.stack.counters.add("ConvertDenied")
+        log.info("client %s: %s refused: %s", name, request.destination, denial.reason)
+        return denial.error
+
+    def _reach(self, reception: Reception, server: Address) -> None:
+        def done(stream: ByteStream | None, code: int) -> None:
+            now = self._clock()
+            if stream is not None:
+                self._join(reception, stream, now)
+            elif code == errno.ECONNREFUSED or code == errno.ECONNRESET:
+                self._refuse(reception, Error(ErrorCode.CONNECTION_RESET), now)
+            elif code in _ICMP_CODES:
+                detail = bytes((_ICMP_CODES[code],))
+                self._refuse(reception, Error(ErrorCode.DESTINATION_UNREACHABLE, detail), now)
+            else:
+                log.warning("cannot connect to a server: %s", errno.errorcode.get(code, code))
+                self._refuse(reception, Error(ErrorCode.NETWORK_FAILURE, b"\1"), now)
+
+        reception.dial = self._dial(server, done)
+
+    def _join(self, reception: Reception, server: ByteStream, now: float) -> None:
+        client = reception.client
+        name = reception.request.client
+        self.leave(reception)
+        client.accept(now, take_syn_payload=True, payload=self._reply(reception.request))
+        flow = Flow(client, server, self._ended)
+        self._owners[client] = flow
+        self._owners[server] = flow
+        self.flows[flow] = name
+        self._open[name] = self._open.get(name, 0) + 1
+        if reception.rest:
+            server.send(reception.rest)
+            flow.bytes_out += len(reception.rest)
+        flow.start()
+
+    def _refuse(self, reception: Reception, error: Error, now: float) -> None:
+        """Answer with an error. RFC 8803 §6.2.8: never a RST after it, so that it arrives."""
+        self._finish(reception, self._reply(reception.request, error), now)
+
+    def _inform(self, reception: Reception, now: float) -> None:
+        tlvs = (SupportedTcpExtensions((30,)),)
+        reply = reception.request.reply(self.stack.rng.randbytes(Proof.NONCE_LENGTH), tlvs=tlvs)
+        self._finish(reception, reply, now)
+
+    def _finish(self, reception: Reception, reply: bytes, now: float) -> None:
+        self.leave(reception)
+        client = reception.client
+        client.accept(now, take_syn_payload=True, payload=reply)
+        client.close(now)
+
+    def _reply(self, request: Request, error: Error | None = None) -> bytes:
+        return request.reply(self.stack.rng.randbytes(Proof.NONCE_LENGTH), error)
+
+    def _ended(self, flow: Flow) -> None:
+        self._owners.pop(flow.near, None)
+        self._owners.pop(flow.far, None)
+        name = self.flows.pop(flow, None)
+        if name is not None:
+            self._open[name] -= 1

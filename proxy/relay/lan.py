@@ -1,0 +1,292 @@
+"""The home role: TCP from the LAN becomes MPTCP to the gateway.
+
+A LAN client's SYN is answered when the gateway says that the real server answered (RFC 8803 §4.2):
+until then its connection is held back, so that a refusal is a RST and an unreachable destination an
+ICMP error, as without a proxy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from proxy.config import ProxyConfig
+from proxy.convert.auth import NONCE_LENGTH, Client, Reply
+from proxy.convert.tlv import Error, ErrorCode
+from proxy.engine.stack import Application, Stack
+from proxy.mptcp.connection import MptcpConnection
+from proxy.relay.attempt import Attempt
+from proxy.relay.flow import ByteStream, Flow
+from proxy.relay.status import proxy_status
+from proxy.relay.uplinks import UplinkHealth, preference
+from proxy.seg import Segment
+from proxy.tcp.connection import TcpConnection
+from proxy.tcp.events import Event
+from proxy.wire.address import Address
+
+log = logging.getLogger(__name__)
+
+# A SYN without answer for this long is tried on the next uplink as well (seconds): longer than
+# most servers take to accept, far shorter than a person waits.
+HEDGE_DELAY = 1.0
+# Conversations that wait for their server, and all that are open: SYN floods from the LAN end here.
+MAX_OPENING = 4096
+MAX_FLOWS = 65536
+# ICMP destination-unreachable codes (RFC 792, RFC 1812 §5.2.7.1).
+HOST = 1
+PROHIBITED = 13
+
+
+class Opening:
+    """A LAN client that waits for its server; the owner of its attempts to reach it."""
+
+    __slots__ = ("attempts", "challenge", "hedge_at", "lan", "relay", "remaining", "syn")
+
+    def __init__(
+        self, relay: LanRelay, syn: Segment, lan: TcpConnection, uplinks: list[UplinkHealth]
+    ) -> None:
+        self.relay = relay
+        self.syn = syn
+        self.lan = lan
+        self.remaining = uplinks
+        self.attempts: list[Attempt] = []
+        self.hedge_at: float | None = None
+        self.challenge = b""
+
+    @property
+    def destination(self) -> Address:
+        """Where the client wants to go."""
+        return self.lan.local
+
+    def try_next(self, now: float) -> bool:
+        """Start an attempt on the next uplink; False when none is left."""
+        if not self.remaining:
+            return False
+        uplink = self.remaining.pop(0)
+        self.attempts.append(self.relay.attempt(self, uplink, now))
+        self.hedge_at = now + HEDGE_DELAY if self.remaining else None
+        self.relay.stack.arm(self)
+        return True
+
+    # -- timer ----------------------------------------------------------------------------------
+
+    def next_timeout(self) -> float | None:
+        """When the next uplink gets its chance."""
+        return self.hedge_at
+
+    def on_timeout(self, now: float) -> None:
+        """The uplinks tried so far stayed silent."""
+        self.hedge_at = None
+        for attempt in self.attempts:
+            attempt.uplink.unanswered(now)
+        self.try_next(now)
+
+    def poll(self, now: float) -> None:
+        """Nothing to send by itself."""
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def on_event(self, stream: ByteStream, kind: Event, now: float) -> None:
+        """Something happened to the client's connection or to an attempt."""
+        if stream is self.lan:
+            if kind in (Event.RESET, Event.TIMED_OUT, Event.UNREACHABLE, Event.CLOSED):
+                self.relay.abandon(self, now)
+            return
+        for attempt in self.attempts:
+            if attempt.stream is stream:
+                self._on_attempt(attempt, kind, now)
+                return
+
+    def _on_attempt(self, attempt: Attempt, kind: Event, now: float) -> None:
+        if kind in (Event.RESET, Event.TIMED_OUT, Event.UNREACHABLE, Event.CLOSED):
+            self._attempt_failed(attempt, now)
+            return
+        answer = attempt.on_event(kind)
+        if answer is None:
+            return
+        if answer.reply is None:
+            log.warning("uplink %s: answer without the gateway's proof", attempt.uplink.name)
+            attempt.stream.abort(now)
+            self._attempt_failed(attempt, now)
+            return
+        attempt.uplink.answered(attempt.rtt())
+        if answer.reply.challenge:
+            self._repeat(attempt, answer.reply.challenge, now)
+        elif answer.reply.error is not None:
+            self._refused(answer.reply.error, now)
+        else:
+            self.relay.join(self, attempt, answer.rest, now)
+
+    def _attempt_failed(self, attempt: Attempt, now: float) -> None:
+        self.attempts.remove(attempt)
+        self.relay.disown(attempt.stream)
+        attempt.uplink.unanswered(now)
+        if not self.try_next(now) and not self.attempts:
+            self.relay.unreachable(self, HOST, now)
+
+    def _repeat(self, attempt: Attempt, challenge: bytes, now: float) -> None:
+        """Ask again with the gateway's challenge: our clock is off, or the gateway is new."""
+        self.attempts.remove(attempt)
+        self.relay.disown(attempt.stream)
+        attempt.stream.abort(now)
+        if self.challenge:
+            self.relay.refuse(self, now)  # once is enough: it is fresh, so something else is wrong
+            return
+        self.challenge = challenge
+        self.remaining.insert(0, attempt.uplink)
+        self.try_next(now)
+
+    def _refused(self, error: Error, now: float) -> None:
+        """The gateway says why there is no connection: the client is told the same."""
+        log.debug("%s: the gateway answers %s", self.destination, error)
+        if error.code == ErrorCode.DESTINATION_UNREACHABLE:
+            self.relay.unreachable(self, error.detail[0] if error.detail else HOST, now)
+        elif error.code == ErrorCode.NOT_AUTHORIZED:
+            self.relay.unreachable(self, PROHIBITED, now)
+        else:
+            self.relay.refuse(self, now)
+
+
+class LanRelay:
+    """Owns all conversations of a proxy."""
+
+    def __init__(self, config: ProxyConfig, stack: Stack, wall_clock: Callable[[], float]) -> None:
+        self.config = config
+        self.stack = stack
+        self.gateway = Address(config.gateway.address, config.gateway.port)
+        self.client = Client(config.gateway.client, config.gateway.secret, config.gateway.service)
+        self.uplinks = uplink_health(config)
+        self.flows: dict[Flow, None] = {}
+        self._wall_clock = wall_clock
+        self._owners: dict[ByteStream, Opening | Flow] = {}
+        self._openings = 0
+        stack.listener = self
+
+    # -- Listener -------------------------------------------------------------------------------
+
+    def on_syn(self, syn: Segment, now: float) -> None:
+        """A LAN client opens a connection. One that offers MPTCP itself gets plain TCP."""
+        if self._openings >= MAX_OPENING or len(self.flows) >= MAX_FLOWS:
+            self.stack.counters.add("ListenOverflows")
+            return
+        lan = self.stack.open_passive(syn, now, mptcp=False)
+        assert isinstance(lan, TcpConnection)
+        opening = Opening(self, syn, lan, preference(self.uplinks, now))
+        self._owners[lan] = opening
+        self._openings += 1
+        opening.try_next(now)
+
+    def on_stray(self, segment: Segment, now: float) -> bool:
+        """A segment of a connection that does not exist (any more) gets a RST: after a restart
+        of the proxy its clients and the gateway learn at once that what they had is gone."""
+        return True
+
+    # -- Relay ----------------------------------------------------------------------------------
+
+    def on_event(self, stream: Application, kind: Event, now: float) -> None:
+        """Something happened to a connection."""
+        if isinstance(stream, MptcpConnection):
+            self._note_uplinks(stream, kind, now)
+        owner = self._owners.get(stream)
+        if owner is not None:
+            owner.on_event(stream, kind, now)
+
+    def close(self, now: float) -> None:
+        """Reset everything that is open."""
+        for owner in set(self._owners.values()):
+            if isinstance(owner, Flow):
+                owner.abort(now)
+            else:
+                self.abandon(owner, now)
+                owner.lan.abort(now)
+
+    def status(self, now: float) -> dict[str, object]:
+        """What ``mptcp-proxy status`` shows."""
+        return proxy_status(self, now)
+
+    # -- for Opening ----------------------------------------------------------------------------
+
+    def attempt(self, opening: Opening, uplink: UplinkHealth, now: float) -> Attempt:
+        """Open a connection to the gateway on ``uplink``, with the request in its SYN."""
+        request = self.client.request(
+            opening.destination,
+            self._wall_clock(),
+            self.stack.rng.randbytes(NONCE_LENGTH),
+            opening.challenge,
+        )
+        uplink.attempts += 1
+        stream = self.stack.connect_mptcp(uplink.local_ip, self.gateway, now, request, uplink.name)
+        self._owners[stream] = opening
+
+        def check(reply: bytes) -> Reply:
+            return self.client.check_reply(request, reply, self._wall_clock())
+
+        return Attempt(stream, uplink, check)
+
+    def join(self, opening: Opening, attempt: Attempt, rest: bytes, now: float) -> None:
+        """The server answered: answer the client and let bytes flow."""
+        self._leave(opening, now, keep=attempt)
+        opening.lan.accept(now)
+        flow = Flow(opening.lan, attempt.stream, self._ended)
+        self._owners[opening.lan] = flow
+        self._owners[attempt.stream] = flow
+        self.flows[flow] = None
+        if rest:
+            opening.lan.send(rest)
+            flow.bytes_in += len(rest)
+        flow.start()
+
+    def refuse(self, opening: Opening, now: float) -> None:
+        """Tell the client that its connection was refused."""
+        self._leave(opening, now)
+        opening.lan.refuse(now)
+
+    def unreachable(self, opening: Opening, code: int, now: float) -> None:
+        """Tell the client that its destination cannot be reached."""
+        self._leave(opening, now)
+        self.stack.answer_unreachable(opening.syn, code)
+        opening.lan.discard(now)
+
+    def abandon(self, opening: Opening, now: float) -> None:
+        """The client went away before there was an answer."""
+        self._leave(opening, now)
+
+    def disown(self, stream: ByteStream) -> None:
+        """No event of ``stream`` is of interest any more."""
+        self._owners.pop(stream, None)
+
+    # -- private --------------------------------------------------------------------------------
+
+    def _leave(self, opening: Opening, now: float, keep: Attempt | None = None) -> None:
+        opening.hedge_at = None
+        self.stack.forget(opening)
+        self._openings -= 1
+        self.disown(opening.lan)
+        for attempt in opening.attempts:
+            if attempt is not keep:
+                self.disown(attempt.stream)
+                attempt.stream.abort(now)
+        opening.attempts = []
+
+    def _ended(self, flow: Flow) -> None:
+        self.disown(flow.near)
+        self.disown(flow.far)
+        self.flows.pop(flow, None)
+
+    def _note_uplinks(self, connection: MptcpConnection, kind: Event, now: float) -> None:
+        if kind is not Event.SUBFLOW_ESTABLISHED:
+            return
+        for subflow in connection.subflows:
+            for uplink in self.uplinks:
+                if subflow.uplink == uplink.name and subflow.srtt and not subflow.stale:
+                    uplink.answered(subflow.min_rtt)
+
+
+def uplink_health(config: ProxyConfig) -> list[UplinkHealth]:
+    """One entry per uplink, with its engine address of the gateway's family."""
+    v6 = len(config.gateway.address) == 16
+    prefix = config.tun.prefix6 if v6 else config.tun.prefix4
+    return [
+        UplinkHealth(uplink.name, uplink.interface, prefix[10 + index].packed, uplink.backup)
+        for index, uplink in enumerate(config.uplinks)
+    ]
