@@ -1,0 +1,1 @@
+"""How the outside talks to a running daemon: a UNIX socket with JSON lines, and systemd."""

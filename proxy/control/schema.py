@@ -1,0 +1,113 @@
+"""What goes over the control socket.
+
+One JSON object per line. A request has ``command``, may have an ``id`` (which comes back) and
+``version``; a reply has ``version``, the ``id`` and either ``result`` or ``error``::
+
+    {"id": 1, "command": "status"}
+    {"version": 1, "id": 1, "result": {...}}
+    {"version": 1, "id": 2, "error": {"code": "unknown-command", "message": "..."}}
+
+``version`` changes when a field changes its meaning or goes away, not when one is added. Sizes are
+bytes, times seconds, addresses text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NotRequired, Protocol, TypedDict
+
+VERSION = 1
+MAX_LINE = 65536
+"""The longest request, in bytes, its newline included."""
+
+
+class SubflowStatus(TypedDict):
+    """One TCP connection of an MPTCP connection."""
+
+    local: str
+    remote: str
+    uplink: str | None
+    state: str
+    """As ``ss`` writes it: ESTAB, SYN-SENT, ..."""
+    backup: bool
+    stale: NotRequired[bool]
+    srtt: float | None
+    cwnd: int
+    bytes_sent: int
+    bytes_received: int
+    retransmitted: int
+    """Bytes sent again on this subflow."""
+    reinjected: int
+    """Bytes sent here that had been sent on another subflow before."""
+
+
+class ConnectionStatus(TypedDict):
+    """One conversation that is carried."""
+
+    id: int
+    token: str | None
+    """Eight hexadecimal digits, as ``ss -M`` shows them; None without MPTCP."""
+    state: str
+    source: str
+    """Who opened it, as the server's side knows him."""
+    destination: str
+    fallback: str | None
+    """Why it is plain TCP between proxy and gateway; None while it is MPTCP."""
+    bytes_sent: int
+    """From the source to the destination."""
+    bytes_received: int
+    client: NotRequired[str]
+    """At a gateway: the configured client that it belongs to."""
+    age: NotRequired[float]
+    subflows: list[SubflowStatus]
+
+
+class UplinkStatus(TypedDict):
+    """One uplink of a proxy."""
+
+    name: str
+    interface: str
+    address: str
+    """The engine's address on it."""
+    backup: bool
+    up: bool
+    subflows: int
+    bytes_sent: int
+    bytes_received: int
+    srtt: NotRequired[float | None]
+
+
+class Status(TypedDict):
+    """What the ``status`` command answers."""
+
+    role: Literal["proxy", "gateway"]
+    version: NotRequired[str]
+    """The software's."""
+    pid: NotRequired[int]
+    uptime: NotRequired[float]
+    gateway: NotRequired[str]
+    uplinks: list[UplinkStatus]
+    connections: list[ConnectionStatus]
+    counters: NotRequired[dict[str, int]]
+
+
+class StatusSource(Protocol):
+    """What a daemon gives to the server: returns a ``Status``, or any dict that JSON can hold."""
+
+    def __call__(self) -> Mapping[str, object]: ...
+
+
+class ReplyError(TypedDict):
+    """Why there is no result; ``code`` is for programs, ``message`` for people."""
+
+    code: Literal["bad-request", "too-long", "unknown-command", "failed", "busy"]
+    message: str
+
+
+class Reply(TypedDict):
+    """One line from the daemon."""
+
+    version: int
+    id: object
+    result: NotRequired[object]
+    error: NotRequired[ReplyError]

@@ -1,0 +1,185 @@
+"""The control socket of a running daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from proxy.control.schema import MAX_LINE, VERSION, Reply, ReplyError, StatusSource
+from proxy.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[Mapping[str, object]], object]
+"""Takes the request, returns what JSON can hold; what it raises becomes an error reply."""
+
+MAX_PEERS = 32
+IDLE_TIMEOUT = 300.0  # seconds that a peer may keep the connection without a request
+WRITE_TIMEOUT = 10.0  # seconds that a peer may take to read a reply
+_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python has no name for it
+
+
+class ControlServer:
+    """Answers requests (see ``schema``) on the UNIX socket ``path``.
+
+    ``status`` is called for each ``status`` request; ``commands`` adds others. The socket has mode
+    0660, its directory, if it has to be made, 0750; root, our user and our group may talk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        status: StatusSource,
+        commands: Mapping[str, Command] | None = None,
+    ) -> None:
+        self._path = path
+        self._commands: dict[str, Command] = {"status": lambda request: status()}
+        self._commands.update(commands or {})
+        self._server: asyncio.Server | None = None
+        self._inode = 0
+        self._peers: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen. Raises DeviceError if the socket cannot be made or another daemon has it."""
+        try:
+            listener = self._bind()
+        except OSError as error:
+            reason = error.strerror or error
+            raise DeviceError(f"control socket {self._path}: {reason}") from error
+        self._inode = self._path.stat().st_ino
+        self._server = await asyncio.start_unix_server(self._on_peer, sock=listener, limit=MAX_LINE)
+
+    async def stop(self) -> None:
+        """Stop listening, drop the peers and remove the socket if it is still ours."""
+        if self._server is None:
+            return
+        self._server.close()
+        peers = list(self._peers)
+        for peer in peers:
+            peer.cancel()
+        await asyncio.gather(*peers, return_exceptions=True)
+        self._server = None
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+
+    def _bind(self) -> socket.socket:
+        parent = self._path.parent
+        if not parent.is_dir():
+            parent.mkdir(mode=0o750, parents=True)
+            parent.chmod(0o750)  # whatever the umask
+        self._remove_stale()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Of no use to anybody until listen(): the mode is right before it can be connected to.
+        try:
+            listener.bind(str(self._path))
+            self._path.chmod(0o660)
+            listener.listen(MAX_PEERS)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    def _remove_stale(self) -> None:
+        """Remove a socket on which nobody listens any more; anything else stays."""
+        try:
+            if not stat.S_ISSOCK(self._path.lstat().st_mode):
+                raise DeviceError(f"control socket {self._path}: there is something else")
+        except FileNotFoundError:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            code = probe.connect_ex(str(self._path))
+        if code not in (errno.ECONNREFUSED, errno.ENOENT):
+            raise DeviceError(f"control socket {self._path}: another daemon is running on it")
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+    async def _on_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._peers.add(task)
+        try:
+            if not _may_talk(writer.get_extra_info("socket")):
+                return
+            if len(self._peers) > MAX_PEERS:
+                await _send(writer, _failure(None, "busy", "too many connections"))
+                return
+            await self._serve(reader, writer)
+        except (OSError, TimeoutError):
+            pass  # it went away, or does not read
+        finally:
+            self._peers.discard(task)
+            writer.transport.abort() if task.cancelling() else writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT)
+            except ValueError:
+                message = f"a request may have {MAX_LINE} bytes"
+                await _send(writer, _failure(None, "too-long", message))
+                return
+            if not line.endswith(b"\n"):
+                return
+            await _send(writer, self.answer(line))
+
+    def answer(self, line: bytes) -> Reply:
+        """The reply to one request."""
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            return _failure(None, "bad-request", "not JSON")
+        if not isinstance(request, dict) or not isinstance(request.get("command"), str):
+            return _failure(None, "bad-request", 'not an object with a "command"')
+        number = request.get("id")
+        if request.get("version", VERSION) != VERSION:
+            return _failure(number, "bad-request", f"only version {VERSION} is spoken here")
+        command = self._commands.get(request["command"])
+        if command is None:
+            known = ", ".join(sorted(self._commands))
+            return _failure(number, "unknown-command", f"known commands: {known}")
+        try:
+            return {"version": VERSION, "id": number, "result": command(request)}
+        except Exception as error:  # a command must not take the daemon down
+            log.exception("control command %s failed", request["command"])
+            return _failure(number, "failed", f"{type(error).__name__}: {error}")
+
+
+def _failure(number: object, code: str, message: str) -> Reply:
+    error: ReplyError = {"code": code, "message": message}  # type: ignore[typeddict-item]
+    return {"version": VERSION, "id": number, "error": error}
+
+
+async def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
+    try:
+        text = json.dumps(reply, separators=(",", ":"))
+    except (TypeError, ValueError):
+        log.exception("control reply is not JSON")
+        failure = _failure(reply["id"], "failed", "the answer cannot be written as JSON")
+        text = json.dumps(failure)
+    writer.write(text.encode() + b"\n")
+    await asyncio.wait_for(writer.drain(), WRITE_TIMEOUT)
+
+
+def _may_talk(peer: socket.socket) -> bool:
+    """Root, our own user, and members of our group; the socket's mode says the same."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, gid = struct.unpack("3i", credentials)
+    if uid in (0, os.geteuid()) or gid == os.getegid():
+        return True
+    try:
+        groups = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 1024)
+    except OSError:
+        return False
+    return os.getegid() in struct.unpack(f"{len(groups) // 4}I", groups)
