@@ -46,7 +46,8 @@ class Shape:
 
     ``rate`` in bits of IP packets a second (0: unlimited); ``delay`` and ``jitter`` in seconds, one
     way; ``loss`` as a probability; ``queue`` in bytes (0: unlimited), drop-tail; ``queue_packets``
-    likewise; ``max_packet``: larger IP packets vanish without an ICMP error (0: any passes).
+    likewise; ``max_packet``: larger IP packets vanish without an ICMP error (0: any passes);
+    ``no_syn_data``: SYNs with payload vanish, as some middleboxes have it.
     """
 
     rate: float = 0.0
@@ -57,6 +58,7 @@ class Shape:
     queue_packets: int = 0
     max_packet: int = 0
     reorder: bool = False
+    no_syn_data: bool = False
     seed: int = 1
 
     def words(self) -> str:
@@ -65,7 +67,7 @@ class Shape:
             f"rate={round(self.rate)} delay={round(self.delay * 1e9)} "
             f"jitter={round(self.jitter * 1e9)} loss={self.loss:.9f} queue_bytes={self.queue} "
             f"queue_packets={self.queue_packets} mtu={self.max_packet} "
-            f"reorder={int(self.reorder)} seed={self.seed}"
+            f"reorder={int(self.reorder)} no_syn_data={int(self.no_syn_data)} seed={self.seed}"
         )
 
 

@@ -11,7 +11,8 @@
  * Control: one command a line on stdin, one answer a line on stdout; end of stdin ends the link.
  *   set ab|ba|both KEY=VALUE...   rate (bit/s, 0 = unlimited), delay, jitter (ns), loss (0..1),
  *                                 queue_bytes, queue_packets (0 = unlimited), mtu (larger ones
- *                                 vanish, 0 = any), reorder (0|1: jitter may reorder), seed
+ *                                 vanish, 0 = any), reorder (0|1: jitter may reorder), seed,
+ *                                 no_syn_data (1: a middlebox that drops SYNs with payload)
  *   cut ab|ba|both                black hole: what is under way and what comes is lost
  *   restore ab|ba|both
  *   stats [reset]                 one JSON object
@@ -62,7 +63,7 @@ struct direction {
     uint64_t rate, queue_bytes_max, queue_packets_max, mtu;
     int64_t delay, jitter;
     double loss;
-    bool reorder, cut;
+    bool reorder, cut, no_syn_data;
     uint64_t random;
     /* state */
     struct list queue, wire;
@@ -71,7 +72,7 @@ struct direction {
     int64_t last_due;
     /* statistics */
     uint64_t packets_in, bytes_in, packets_out, bytes_out, queue_bytes_peak;
-    uint64_t lost_queue, lost_random, lost_cut, lost_mtu, lost_write;
+    uint64_t lost_queue, lost_random, lost_cut, lost_mtu, lost_syn, lost_write;
     uint64_t busy_bytes; /* sent back to back, in busy_ns: the measured rate */
     int64_t busy_ns, first_in, last_out, late_max, late_sum;
     uint64_t late[LATE_BUCKETS];
@@ -195,6 +196,16 @@ static void send_queued(struct direction *d, int64_t now)
     }
 }
 
+/* A TCP SYN with payload, over IPv4 or over IPv6 without extension headers. */
+static bool is_syn_with_data(const uint8_t *data, uint32_t len)
+{
+    uint32_t header = data[0] >> 4 == 4 ? (data[0] & 15u) * 4 : 40;
+    uint8_t protocol = data[0] >> 4 == 4 ? data[9] : data[6];
+    if (len < header + 20 || protocol != 6 || !(data[header + 13] & 2))
+        return false;
+    return len > header + (data[header + 12] >> 4) * 4;
+}
+
 static void enqueue(struct direction *d, const uint8_t *data, uint32_t len, int64_t now)
 {
     if (!d->first_in)
@@ -207,6 +218,10 @@ static void enqueue(struct direction *d, const uint8_t *data, uint32_t len, int6
     }
     if (d->mtu && len > d->mtu) {
         d->lost_mtu++;
+        return;
+    }
+    if (d->no_syn_data && is_syn_with_data(data, len)) {
+        d->lost_syn++;
         return;
     }
     /* A packet always fits into an empty queue, however short that is. */
@@ -321,6 +336,8 @@ static bool set_key(struct direction *d, const char *key, const char *value)
         d->mtu = strtoull(value, NULL, 10);
     else if (!strcmp(key, "reorder"))
         d->reorder = atoi(value) != 0;
+    else if (!strcmp(key, "no_syn_data"))
+        d->no_syn_data = atoi(value) != 0;
     else if (!strcmp(key, "seed"))
         d->random = strtoull(value, NULL, 10) * 2 + 1;
     else
@@ -341,8 +358,8 @@ static void print_statistics(const struct direction *d, const char *name)
            name, d->packets_in, d->bytes_in, d->packets_out, d->bytes_out, d->queue_bytes,
            d->queue_bytes_peak);
     printf(",\"lost_queue\":%" PRIu64 ",\"lost_random\":%" PRIu64 ",\"lost_cut\":%" PRIu64
-           ",\"lost_mtu\":%" PRIu64 ",\"lost_write\":%" PRIu64,
-           d->lost_queue, d->lost_random, d->lost_cut, d->lost_mtu, d->lost_write);
+           ",\"lost_mtu\":%" PRIu64 ",\"lost_syn\":%" PRIu64 ",\"lost_write\":%" PRIu64,
+           d->lost_queue, d->lost_random, d->lost_cut, d->lost_mtu, d->lost_syn, d->lost_write);
     printf(",\"busy_bytes\":%" PRIu64 ",\"busy_ns\":%" PRId64 ",\"first_in\":%" PRId64
            ",\"last_out\":%" PRId64 ",\"late_max_ns\":%" PRId64 ",\"late_sum_ns\":%" PRId64
            ",\"late\":[",
