@@ -1,0 +1,1 @@
+"""A TUN-based transparent TCP-to-MPTCP proxy with its own userspace MPTCP engine."""

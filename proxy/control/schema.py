@@ -97,10 +97,13 @@ class StatusSource(Protocol):
     def __call__(self) -> Mapping[str, object]: ...
 
 
+ErrorName = Literal["bad-request", "too-long", "unknown-command", "failed", "busy"]
+
+
 class ReplyError(TypedDict):
     """Why there is no result; ``code`` is for programs, ``message`` for people."""
 
-    code: Literal["bad-request", "too-long", "unknown-command", "failed", "busy"]
+    code: ErrorName
     message: str
 
 

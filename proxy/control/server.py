@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from proxy.control.schema import MAX_LINE, VERSION, Reply, ReplyError, StatusSource
+from proxy.control.schema import MAX_LINE, VERSION, ErrorName, Reply, ReplyError, StatusSource
 from proxy.errors import DeviceError
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,10 @@ class ControlServer:
             pass  # it went away, or does not read
         finally:
             self._peers.discard(task)
-            writer.transport.abort() if task.cancelling() else writer.close()
+            if task.cancelling():
+                writer.transport.abort()
+            else:
+                writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -156,8 +159,8 @@ class ControlServer:
             return _failure(number, "failed", f"{type(error).__name__}: {error}")
 
 
-def _failure(number: object, code: str, message: str) -> Reply:
-    error: ReplyError = {"code": code, "message": message}  # type: ignore[typeddict-item]
+def _failure(number: object, code: ErrorName, message: str) -> Reply:
+    error: ReplyError = {"code": code, "message": message}
     return {"version": VERSION, "id": number, "error": error}
 
 

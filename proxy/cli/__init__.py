@@ -1,0 +1,84 @@
+"""The command ``mptcp-proxy``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from proxy.errors import ConfigError, MptcpProxyError
+
+EXIT_FAILURE = 1  # something went wrong while running
+EXIT_USAGE = 2  # the command line or the configuration is wrong
+EXIT_NO_DAEMON = 3  # status: no daemon is running
+
+_COMMANDS = ("run", "check", "keygen", "status")
+_EPILOG = """\
+exit status: 0 success; 1 a failure while running; 2 a mistake in the command line or in the
+configuration file; 3 (status) no daemon is running."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Complain and leave with EXIT_USAGE."""
+        report(f"{message} (see {self.prog} --help)")
+        sys.exit(EXIT_USAGE)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; each command adds its own part."""
+    parser = Parser(
+        prog="mptcp-proxy",
+        description="Carries TCP over several uplinks at once as Multipath TCP: a proxy at home, "
+        "a gateway on a public host.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"mptcp-proxy {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in _COMMANDS:
+        importlib.import_module(f"proxy.cli.{name}").add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        status: int = options.execute(options)
+        sys.stdout.flush()
+    except ConfigError as error:
+        file = getattr(options, "config", None)
+        report(f"{file}: {error}" if file is not None else str(error))
+        return EXIT_USAGE
+    except MptcpProxyError as error:
+        report(str(error))
+        return EXIT_FAILURE
+    except PermissionError as error:
+        report(f"{error.filename or 'permission'}: {error.strerror} (are you root?)")
+        return EXIT_FAILURE
+    except BrokenPipeError:
+        # Whoever reads our output has seen enough; nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def report(message: str) -> None:
+    """One line on stderr, with what could disturb a terminal or a log replaced."""
+    line = "".join(char if char.isprintable() else " " for char in message)
+    print(f"mptcp-proxy: error: {line}", file=sys.stderr)
+
+
+def _version() -> str:
+    try:
+        return version("mptcp-proxy")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,101 @@
+"""``mptcp-proxy check``: is the configuration good, and what would ``run`` do to this host?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from proxy import config
+from proxy.wire.address import Address, format_ip
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds this command to the command line."""
+    parser = commands.add_parser(
+        "check",
+        help="check a configuration file and show what would be done",
+        description="Checks the configuration file and the secrets it names, says in words what "
+        "it means, and lists what 'run' would set up on this host. Changes nothing.",
+    )
+    parser.add_argument(
+        "-c", "--config", type=Path, required=True, metavar="FILE", help="configuration file (TOML)"
+    )
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Prints the summary and the plan."""
+    settings = config.load(options.config)
+    # Late: the other commands need neither policies nor netlink.
+    from proxy.cli.policies import check_policies
+    from proxy.net.setup import GatewaySetup, HostSetup
+
+    check_policies(settings)
+    if isinstance(settings, config.ProxyConfig):
+        summary = describe_proxy(settings)
+        plan = HostSetup(settings).plan()
+    else:
+        summary = describe_gateway(settings)
+        plan = GatewaySetup(settings).plan()
+    print(f"{options.config} is valid.\n")
+    print("\n".join(summary))
+    print("\n'run' would do this, and undo it when it stops:")
+    print("\n".join(f"  {step}" for step in plan))
+    return 0
+
+
+def describe_proxy(settings: config.ProxyConfig) -> list[str]:
+    """The meaning of a proxy's configuration, in lines."""
+    peer = settings.gateway
+    lines = [
+        f"Proxy: TCP that enters {_join(settings.lan.interfaces)} is carried over "
+        f"{_count(settings.uplinks, 'uplink')} to the gateway",
+        f"{Address(peer.address, peer.port)}, where this proxy is known as {peer.client}.",
+    ]
+    for uplink in settings.uplinks:
+        hops = [format_ip(hop) for hop in (uplink.next_hop, uplink.next_hop6) if hop is not None]
+        way = f"next hop {_join(hops)}" if hops else "its own default route"
+        backup = ", backup: only used when no other uplink works" if uplink.backup else ""
+        lines.append(f"  uplink {uplink.name}: interface {uplink.interface}, {way}{backup}")
+    return lines + _describe_common(settings)
+
+
+def describe_gateway(settings: config.GatewayConfig) -> list[str]:
+    """The meaning of a gateway's configuration, in lines."""
+    listen = settings.listen
+    places = [str(Address(address, listen.port)) for address in listen.addresses]
+    names = [client.name for client in settings.clients]
+    egress = settings.egress
+    lines = [
+        f"Gateway: listens on {_join(places)} for {_count(names, 'client')}: {_join(names)}.",
+        "Clients may reach public addresses"
+        + (f" and {_join(list(map(str, egress.allow)))}" if egress.allow else "")
+        + "; private, link-local, loopback and metadata addresses are refused otherwise.",
+    ]
+    if egress.deny:
+        lines.append(f"  refused as well: {_join(list(map(str, egress.deny)))}")
+    if egress.deny_ports:
+        lines.append(f"  refused ports: {_join(list(map(str, egress.deny_ports)))}")
+    return lines + _describe_common(settings)
+
+
+def _describe_common(settings: config.ProxyConfig | config.GatewayConfig) -> list[str]:
+    tun = settings.tun
+    lines = [
+        f"  TUN device {tun.name}: MTU {tun.mtu}, engine addresses from {tun.prefix4} and "
+        f"{tun.prefix6}",
+        f"  control socket {settings.control.socket}",
+    ]
+    for name, values in (("tcp", settings.tcp), ("mptcp", settings.mptcp)):
+        if values:
+            pairs = ", ".join(f"{key} = {value}" for key, value in values.items())
+            lines.append(f"  {name}: {pairs}")
+    return lines
+
+
+def _join(words: list[str] | tuple[str, ...]) -> str:
+    return " and ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
+
+
+def _count(things: list[str] | tuple[object, ...], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

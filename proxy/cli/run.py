@@ -1,0 +1,41 @@
+"""``mptcp-proxy run``: be a proxy or a gateway until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from proxy import config
+from proxy.cli import log
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds this command to the command line."""
+    parser = commands.add_parser(
+        "run",
+        help="run a proxy or a gateway",
+        description="Runs the role that the configuration file names, in the foreground, until "
+        "SIGTERM or SIGINT. Prints one line, 'ready ...', when traffic may flow, and tells "
+        "systemd. Logs go to stderr.",
+    )
+    parser.add_argument(
+        "-c", "--config", type=Path, required=True, metavar="FILE", help="configuration file (TOML)"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        help="overrides log.level of the file",
+    )
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Returns the exit status of the daemon."""
+    settings = config.load(options.config)
+    log.set_up(options.log_level or settings.log.level)
+    # Late: the other commands need neither the engine nor its event loop.
+    from proxy.cli.policies import check_policies
+    from proxy.engine import runtime
+
+    check_policies(settings)
+    return runtime.run(settings)
