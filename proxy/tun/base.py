@@ -1,0 +1,92 @@
+"""What every device offers, and how a packet is made plain for one without offload."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from proxy.errors import CodecError
+from proxy.seg import gso_split
+
+__all__ = ["HEADER_LENGTH", "MAX_PACKET", "NO_OFFLOAD", "Device", "DeviceCounters", "plain"]
+
+HEADER_LENGTH = 10
+"""Octets of the virtio_net_hdr before every packet (linux/virtio_net.h, without num_buffers)."""
+
+MAX_PACKET = HEADER_LENGTH + 65536
+"""The longest read: virtio header and one IP packet (the kernel's GSO_LEGACY_MAX_SIZE)."""
+
+NO_OFFLOAD = bytes(HEADER_LENGTH)
+"""The virtio header of a packet that is complete: no checksum to fill in, nothing to segment."""
+
+
+class DeviceCounters:
+    """What passed a device and what did not. Packets are as the engine sees them (super-segments).
+
+    ``dropped``: no room (EAGAIN, ENOBUFS, ENOMEM). ``rejected``: not accepted as a packet (EINVAL
+    and whatever is not listed elsewhere). ``down``: the interface was down (EIO).
+    """
+
+    __slots__ = (
+        "down",
+        "dropped",
+        "read_bytes",
+        "read_packets",
+        "rejected",
+        "written_bytes",
+        "written_packets",
+    )
+
+    def __init__(self) -> None:
+        self.read_packets = 0
+        self.read_bytes = 0
+        self.written_packets = 0
+        self.written_bytes = 0
+        self.dropped = 0
+        self.rejected = 0
+        self.down = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Name and value of each, for status and metrics."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Device(Protocol):
+    """A place to read packets from and to write packets to; never blocks.
+
+    A packet begins with a virtio_net_hdr of ``HEADER_LENGTH`` octets, then the IP packet.
+    """
+
+    @property
+    def name(self) -> str:
+        """The interface's name."""
+
+    @property
+    def offload(self) -> bool:
+        """Whether super-segments and unfinished checksums pass as they are."""
+
+    @property
+    def counters(self) -> DeviceCounters:
+        """What passed so far."""
+
+    def read(self) -> bytes | None:
+        """The next packet, or None when there is none now."""
+
+    def write(self, packet: list[bytes | memoryview]) -> bool:
+        """Send one packet, given as an iovec. False: it was dropped, and counted."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when ``read`` has something to give."""
+
+    def close(self) -> None:
+        """Give up the device. Idempotent."""
+
+
+def plain(packet: bytes) -> list[bytes]:
+    """A joined packet as what would be on the wire: segments of at most one MSS, checksums done.
+
+    An empty list when it is no packet that can be split (which only the caller's bug explains).
+    """
+    try:
+        return gso_split(packet)
+    except CodecError:
+        return []
