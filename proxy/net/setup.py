@@ -1,0 +1,373 @@
+"""What each role sets up on its host, and how that is taken back, whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from abc import ABC, abstractmethod
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxy.errors import ConfigError, DeviceError
+from proxy.net import forwarding, nft
+from proxy.net.links import FAMILIES, Host, look
+from proxy.net.netlink import NetlinkError, outside_loop, session
+from proxy.net.nft import Forwarding, Listener
+from proxy.net.routes import MAIN, MARK, PROTOCOL, Route, Rule, Scope, reconcile
+from proxy.net.sysctl import STATE_DIRECTORY, StateFile, Sysctls, read_sysctl, write_sysctl
+from proxy.net.uplinks import Uplink, UplinkSettings, engine_address, resolve
+
+if TYPE_CHECKING:
+    from proxy.config import GatewayConfig, ProxyConfig, TunConfig
+    from proxy.toml_table import IpNetwork
+
+__all__ = ["GatewaySetup", "HostSetup", "Setup"]
+
+log = logging.getLogger(__name__)
+
+_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+_LAST_METRIC: dict[int, int] = {socket.AF_INET: 0xFFFFFFFF, socket.AF_INET6: 0x7FFFFFFF}
+_METRIC6 = 1024  # IP6_RT_PRIO_USER, what the kernel takes when none is given
+
+
+class Setup(ABC):
+    """The host set-up of one role. Its methods may be called from inside an event loop.
+
+    ``clean_stale`` before the TUN device is opened, ``apply`` after, ``undo`` before it is closed.
+    ``refresh`` while running, whenever links, addresses or routes of the host have changed.
+    """
+
+    role: str
+    table: str
+    scope: Scope
+
+    def __init__(self, tun: TunConfig, state_directory: Path) -> None:
+        self._tun = tun
+        self._state = StateFile(self.role, state_directory)
+        self._sysctls = Sysctls(self._state)
+        self._loaded = ""
+
+    def plan(self) -> list[str]:
+        """What ``apply`` would do on this host, as commands. Raises ConfigError, DeviceError."""
+        return outside_loop(self._plan)
+
+    def apply(self) -> None:
+        """Do it all. Idempotent. Raises ConfigError or DeviceError; then all of it is undone."""
+        outside_loop(self._apply)
+
+    def undo(self) -> None:
+        """Take it all back. Idempotent. Raises DeviceError when some of it could not be."""
+        outside_loop(self._undo)
+
+    def clean_stale(self) -> None:
+        """Remove what an earlier process of this role left that could not undo it.
+
+        Raises DeviceError while such a process still runs in this network namespace.
+        """
+        outside_loop(self._clean_stale)
+
+    def refresh(self) -> list[str]:
+        """Follow changes of the host (a new default route, an interface that returned).
+
+        Returns the commands that were needed; none when all was as it should be.
+        """
+        return outside_loop(self._refresh)
+
+    def _plan(self) -> list[str]:
+        with session() as ipr:
+            host = look(ipr, PROTOCOL)
+        self._resolve(host)
+        routes, rules = self._wanted(host)
+        name = self._tun.name
+        lines = [f"ip link set {name} up mtu {self._tun.mtu} addrgenmode none"]
+        lines.extend(str(route) for route in routes)
+        lines.extend(str(rule) for rule in rules)
+        lines.extend(forwarding.wanted(self._forwarders(host)))
+        if read_sysctl(_LIBERAL) != "1":
+            lines.append(f"sysctl -w {_LIBERAL}=1")
+        script = self._nft(Forwarding()).splitlines()
+        return lines + [f"nft: {line.expandtabs(4)}" for line in script]
+
+    def _apply(self) -> None:
+        self._state.lock()
+        try:
+            with session() as ipr:
+                host = look(ipr, PROTOCOL)
+                self._resolve(host)
+                self._check_prefixes(host)
+                self._prepare_tun(ipr)
+                routes, rules = self._wanted(look(ipr, PROTOCOL))
+                # First the table that drops what must not pass, then what lets packets pass.
+                self._load(Forwarding())
+                self._sysctls.set(_LIBERAL, "1")
+                reconcile(ipr, self.scope, routes, rules)
+                self._enable_forwarding(host)
+        except BaseException:
+            try:
+                self._undo()
+            except DeviceError as error:
+                log.warning("after a failed set-up: %s", error)
+            raise
+
+    def _refresh(self) -> list[str]:
+        with session() as ipr:
+            host = look(ipr, PROTOCOL)
+            self._resolve(host)
+            routes, rules = self._wanted(host)
+            changes = reconcile(ipr, self.scope, routes, rules)
+            self._enable_forwarding(host)
+        return changes
+
+    def _enable_forwarding(self, host: Host) -> None:
+        everyone = [link.name for link in host.links.values() if link.name != self._tun.name]
+        on = forwarding.enable(self._sysctls, self._forwarders(host), everyone)
+        self._load(on)
+
+    def _load(self, on: Forwarding) -> None:
+        script = self._nft(on)
+        if script != self._loaded:
+            nft.load(script)
+            self._loaded = script
+
+    def _clean_stale(self) -> None:
+        self._state.lock()
+        self._sysctls.recover()
+        self._remove()
+
+    def _undo(self) -> None:
+        self._state.lock()
+        try:
+            self._remove()
+        finally:
+            self._state.unlock()
+
+    def _remove(self) -> None:
+        errors: list[str] = []
+        for step in (self._remove_routes, self._remove_table, self._sysctls.restore):
+            try:
+                step()
+            except DeviceError as error:
+                errors.append(str(error))
+        if errors:
+            raise DeviceError("; ".join(errors))
+
+    def _remove_routes(self) -> None:
+        with session() as ipr:
+            reconcile(ipr, self.scope, (), ())
+
+    def _remove_table(self) -> None:
+        self._loaded = ""
+        nft.delete(self.table)
+
+    def _check_prefixes(self, host: Host) -> None:
+        """Refuse prefixes that the host routes elsewhere: their packets would be taken from it."""
+        own = host.links.get(self._tun.name)
+        for key, prefix in (("prefix4", self._tun.prefix4), ("prefix6", self._tun.prefix6)):
+            for network in host.routed:
+                if network.version == prefix.version and network.overlaps(prefix):
+                    if own and (own.index, network) in host.connected:
+                        continue
+                    message = f"{prefix} is in use on this host (there is a route to {network})"
+                    raise ConfigError(f"tun.{key}", message)
+
+    def _prepare_tun(self, ipr: Any) -> None:
+        name = self._tun.name
+        indices = ipr.link_lookup(ifname=name)
+        if not indices:
+            raise DeviceError(f"{name}: the TUN device is not open")
+        index = indices[0]
+        settings = [("ipv4", "forwarding", "1"), ("ipv4", "rp_filter", self._rp_filter())]
+        if forwarding.has_ipv6(name):
+            # No link-local address: nothing of the kernel's own shall be sent into the device.
+            settings += [("ipv6", "addr_gen_mode", "1"), ("ipv6", "accept_ra", "0")]
+        for family, key, value in settings:
+            write_sysctl(f"net/{family}/conf/{name}/{key}", value)
+        try:
+            # The ring is the queue and does not push back, so a qdisc before it only costs.
+            ipr.tc("replace", kind="noqueue", index=index, handle=0, parent=0xFFFFFFFF)
+            ipr.link("set", index=index, mtu=self._tun.mtu, state="up")
+        except NetlinkError as error:
+            raise DeviceError(f"{name}: cannot bring it up: {error.args[-1]}") from error
+
+    def _rp_filter(self) -> str:
+        """The engine sends with the addresses of far servers, whose routes lead to the uplinks.
+
+        The kernel takes the larger of this and ``all`` (IN_DEV_RPFILTER): where that is strict,
+        2 (loose) makes it loose for the TUN; where it is off, off it stays, because loose wants a
+        route to the source, and there need not be a default route in the main table.
+        """
+        return "0" if read_sysctl("net/ipv4/conf/all/rp_filter") == "0" else "2"
+
+    @abstractmethod
+    def _resolve(self, host: Host) -> None:
+        """Find what the configuration names. Raises ConfigError."""
+
+    @abstractmethod
+    def _wanted(self, host: Host) -> tuple[list[Route], list[Rule]]:
+        """The routes and rules that this role needs."""
+
+    @abstractmethod
+    def _forwarders(self, host: Host) -> list[str]:
+        """The interfaces on which packets of ours come in, except the TUN."""
+
+    @abstractmethod
+    def _nft(self, on: Forwarding) -> str:
+        """The script that replaces this role's table."""
+
+    def _tun_route(self, host: Host, family: int, table: int, destination: str) -> Route:
+        link = host.links.get(self._tun.name)
+        metric = _METRIC6 if family == socket.AF_INET6 else 0
+        index = link.index if link else 0
+        return Route(family, table, destination, self._tun.name, index, metric=metric)
+
+    def _prefix(self, family: int) -> IpNetwork:
+        return self._tun.prefix4 if family == socket.AF_INET else self._tun.prefix6
+
+    def _families(self) -> tuple[int, ...]:
+        return FAMILIES if forwarding.has_ipv6() else (socket.AF_INET,)
+
+
+class HostSetup(Setup):
+    """The proxy's host: TCP from the LAN to the TUN, each uplink's packets out of that uplink."""
+
+    role = "proxy"
+    table = "mptcp_proxy"
+    scope = Scope(range(8803, 8860), range(8800, 8860))
+
+    _TABLE = 8803
+    _TO_ENGINE, _FIRST_UPLINK, _FROM_TUN, _NEAR, _FAR = 8800, 8810, 8850, 8851, 8852
+
+    def __init__(self, config: ProxyConfig, state_directory: Path = STATE_DIRECTORY) -> None:
+        super().__init__(config.tun, state_directory)
+        self._config = config
+        self.uplinks: tuple[Uplink, ...] = ()
+
+    def _resolve(self, host: Host) -> None:
+        for index, name in enumerate(self._config.lan.interfaces):
+            if name not in host.links:
+                raise ConfigError(f"lan.interfaces[{index}]", f'there is no interface "{name}"')
+        settings: tuple[UplinkSettings, ...] = self._config.uplinks
+        self.uplinks = resolve(host, settings, self._tun.prefix4, self._tun.prefix6)
+
+    def _wanted(self, host: Host) -> tuple[list[Route], list[Rule]]:
+        routes: list[Route] = []
+        rules: list[Rule] = []
+        for family in self._families():
+            routes.append(self._tun_route(host, family, self._TABLE, "default"))
+            prefix = str(self._prefix(family))
+            rules.append(Rule(family, self._TO_ENGINE, self._TABLE, destination=prefix))
+            rules.append(Rule(family, self._FROM_TUN, MAIN, iif=self._tun.name, specific=True))
+            for name in self._config.lan.interfaces:
+                rules.append(Rule(family, self._NEAR, MAIN, iif=name, mark=MARK, specific=True))
+                rules.append(Rule(family, self._FAR, self._TABLE, iif=name, mark=MARK))
+            for position, uplink in enumerate(self.uplinks):
+                address = uplink.addr(family)
+                if address is not None:
+                    source = str(ip_network(address))
+                    priority = self._FIRST_UPLINK + position
+                    rules.append(Rule(family, priority, uplink.table, source=source))
+                    routes.extend(_uplink_routes(host, family, uplink))
+        return routes, rules
+
+    def _forwarders(self, host: Host) -> list[str]:
+        names = [*self._config.lan.interfaces, *(uplink.dev for uplink in self.uplinks)]
+        return list(dict.fromkeys(names))
+
+    def _nft(self, on: Forwarding) -> str:
+        return nft.proxy_table(
+            self.table,
+            self._tun.name,
+            self._config.lan.interfaces,
+            self.uplinks,
+            (self._tun.prefix4, self._tun.prefix6),
+            (self._config.gateway.address, self._config.gateway.port),
+            on,
+        )
+
+
+class GatewaySetup(Setup):
+    """The gateway's host: TCP to the listening addresses goes to the engine behind the TUN."""
+
+    role = "gateway"
+    table = "mptcp_gateway"
+    scope = Scope(range(8860, 8900), range(8860, 8900))
+
+    _TABLE = 8860
+    _TO_ENGINE, _FIRST_LISTENER = 8860, 8870
+    _FIRST_HOST = 2
+
+    def __init__(self, config: GatewayConfig, state_directory: Path = STATE_DIRECTORY) -> None:
+        super().__init__(config.tun, state_directory)
+        self._config = config
+        self.listeners = self._make_listeners()
+
+    def _make_listeners(self) -> tuple[Listener, ...]:
+        """An engine address for each listening address: the engine has to tell them apart."""
+        found: list[Listener] = []
+        counts = {4: 0, 16: 0}
+        for address in self._config.listen.addresses:
+            prefix = self._tun.prefix4 if len(address) == 4 else self._tun.prefix6
+            engine = engine_address(prefix, self._FIRST_HOST + counts[len(address)])
+            counts[len(address)] += 1
+            found.append(Listener(address, engine, self._config.listen.port))
+        return tuple(found)
+
+    def _resolve(self, host: Host) -> None:
+        """Nothing to find: packets to the listening addresses come in wherever they come in."""
+
+    def _wanted(self, host: Host) -> tuple[list[Route], list[Rule]]:
+        routes: list[Route] = []
+        rules: list[Rule] = []
+        for family in self._families():
+            prefix = str(self._prefix(family))
+            routes.append(self._tun_route(host, family, self._TABLE, prefix))
+            rules.append(Rule(family, self._TO_ENGINE, self._TABLE, destination=prefix))
+        for position, listener in enumerate(self.listeners):
+            rules.extend(self._mirrored(host, listener, self._FIRST_LISTENER + position))
+        return routes, rules
+
+    def _mirrored(self, host: Host, listener: Listener, priority: int) -> list[Rule]:
+        """The operator's `from ADDRESS lookup TABLE` for the engine's address too.
+
+        Our packets are routed before their source becomes the listening address.
+        """
+        address = ip_address(listener.address)
+        return [
+            Rule(rule.family, priority, rule.table, source=str(ip_network(listener.engine)))
+            for rule in host.source_rules
+            if rule.source.prefixlen and rule.source.version == address.version
+            if address in rule.source and rule.table != MAIN
+        ][:1]
+
+    def _forwarders(self, host: Host) -> list[str]:
+        """All interfaces: the host takes packets to its addresses on any of them."""
+        own = (self._tun.name,)
+        return [
+            link.name for link in host.links.values() if not link.loopback and link.name not in own
+        ]
+
+    def _nft(self, on: Forwarding) -> str:
+        prefixes = (self._tun.prefix4, self._tun.prefix6)
+        return nft.gateway_table(self.table, self._tun.name, self.listeners, prefixes, on)
+
+
+def _uplink_routes(host: Host, family: int, uplink: Uplink) -> list[Route]:
+    """The uplink's table: its networks, its router, and no way out when that is gone.
+
+    Without the last one, packets would fall through to the main table and leave by another
+    uplink; with it the engine is told by ICMP that there is no route.
+    """
+    metric = _METRIC6 if family == socket.AF_INET6 else 0
+    found = [Route(family, uplink.table, "default", metric=_LAST_METRIC[family])]
+    link = host.links.get(uplink.dev)
+    if link is None or not link.up:
+        return found
+    for network in host.connected_networks(family, uplink.index):
+        found.append(
+            Route(family, uplink.table, str(network), uplink.dev, uplink.index, metric=metric)
+        )
+    hop = uplink.next_hop(family)
+    gateway = str(ip_address(hop)) if hop else ""
+    found.append(Route(family, uplink.table, "default", uplink.dev, uplink.index, gateway, metric))
+    return found
