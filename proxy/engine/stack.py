@@ -8,6 +8,7 @@ it, ``poll_transmit`` returns what is to be written.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from proxy.engine.counters import CounterTable
@@ -17,6 +18,9 @@ from proxy.engine.timers import Timers
 from proxy.errors import CodecError
 from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.subflow import Subflow
+from proxy.pm.base import Endpoint, PathManager
+from proxy.pm.base import factory as path_manager_factory
 from proxy.seg import Segment, build_header, parse
 from proxy.tcp.config import TcpConfig
 from proxy.tcp.connection import TcpConnection
@@ -69,6 +73,10 @@ class Stack:
         self.mptcp_config = mptcp_config or MptcpConfig()
         self.counters = CounterTable()
         self.tokens: dict[int, MptcpConnection] = {}
+        self.local_addresses: Sequence[Endpoint] = ()
+        self.path_manager: Callable[[], PathManager] = path_manager_factory("passive")
+        # Bytes sent and received by the subflows of each uplink that are gone.
+        self.retired: dict[str, tuple[int, int]] = {}
         self.listener: Listener | None = None
         self.demux = Demux()
         self.timers = Timers()
@@ -189,6 +197,12 @@ class Stack:
         """``obj`` is gone: no packet and no timer finds it any more."""
         if isinstance(obj, TcpConnection):
             self.demux.remove(obj)
+            if isinstance(obj, Subflow) and obj.uplink is not None:
+                sent, received = self.retired.get(obj.uplink, (0, 0))
+                self.retired[obj.uplink] = (
+                    sent + obj.bytes_sent,
+                    received + obj.bytes_received,
+                )
         self.timers.disarm(obj)
         self._awake.pop(obj, None)
 

@@ -47,7 +47,8 @@ class Flow:
     """Two byte streams joined to one conversation.
 
     ``near`` is the side that opened the conversation, ``far`` the one that was opened for it.
-    ``bytes_out`` counts payload bytes from near to far, ``bytes_in`` the other way.
+    ``bytes_out`` counts payload bytes from near to far, ``bytes_in`` the other way; ``id`` is unique
+    in its relay, ``started`` the time at which it began.
     """
 
     __slots__ = (
@@ -57,13 +58,24 @@ class Flow:
         "far",
         "far_closed",
         "far_finished",
+        "id",
         "near",
         "near_closed",
         "near_finished",
         "on_end",
+        "started",
     )
 
-    def __init__(self, near: ByteStream, far: ByteStream, on_end: Callable[[Flow], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        near: ByteStream,
+        far: ByteStream,
+        on_end: Callable[[Flow], None],
+        now: float,
+    ) -> None:
+        self.id = number
+        self.started = now
         self.near = near
         self.far = far
         self.on_end = on_end

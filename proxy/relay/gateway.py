@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.config import GatewayConfig
+from proxy.control.schema import Status
 from proxy.convert.auth import Door, Request, Unauthorised
 from proxy.convert.destination import DestinationPolicy
 from proxy.convert.tlv import Error, ErrorCode, Proof, SupportedTcpExtensions
@@ -97,6 +98,8 @@ class GatewayRelay:
         )
         self._owners: dict[ByteStream, Reception | Flow] = {}
         self._opening: dict[str, int] = {}
+        self._numbers = 0
+        self.started = clock()
         self._open: dict[str, int] = {}
         stack.listener = self
 
@@ -138,7 +141,7 @@ class GatewayRelay:
                 owner.on_event(owner.client, Event.RESET, now)
                 owner.client.abort(now)
 
-    def status(self, now: float) -> dict[str, object]:
+    def status(self, now: float) -> Status:
         """What ``mptcp-proxy status`` shows."""
         return gateway_status(self, now)
 
@@ -207,7 +210,8 @@ class GatewayRelay:
         name = reception.request.client
         self.leave(reception)
         client.accept(now, take_syn_payload=True, payload=self._reply(reception.request))
-        flow = Flow(client, server, self._ended)
+        self._numbers += 1
+        flow = Flow(self._numbers, client, server, self._ended, now)
         self._owners[client] = flow
         self._owners[server] = flow
         self.flows[flow] = name

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from proxy.config import ProxyConfig
 from proxy.convert.auth import NONCE_LENGTH, Client, Reply
+from proxy.control.schema import Status
 from proxy.convert.tlv import Error, ErrorCode
 from proxy.engine.stack import Application, Stack
 from proxy.mptcp.connection import MptcpConnection
@@ -150,7 +151,9 @@ class Opening:
 class LanRelay:
     """Owns all conversations of a proxy."""
 
-    def __init__(self, config: ProxyConfig, stack: Stack, wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: ProxyConfig, stack: Stack, wall_clock: Callable[[], float], now: float
+    ) -> None:
         self.config = config
         self.stack = stack
         self.gateway = Address(config.gateway.address, config.gateway.port)
@@ -160,6 +163,8 @@ class LanRelay:
         self._wall_clock = wall_clock
         self._owners: dict[ByteStream, Opening | Flow] = {}
         self._openings = 0
+        self._numbers = 0
+        self.started = now
         stack.listener = self
 
     # -- Listener -------------------------------------------------------------------------------
@@ -200,7 +205,7 @@ class LanRelay:
                 self.abandon(owner, now)
                 owner.lan.abort(now)
 
-    def status(self, now: float) -> dict[str, object]:
+    def status(self, now: float) -> Status:
         """What ``mptcp-proxy status`` shows."""
         return proxy_status(self, now)
 
@@ -227,7 +232,8 @@ class LanRelay:
         """The server answered: answer the client and let bytes flow."""
         self._leave(opening, now, keep=attempt)
         opening.lan.accept(now)
-        flow = Flow(opening.lan, attempt.stream, self._ended)
+        self._numbers += 1
+        flow = Flow(self._numbers, opening.lan, attempt.stream, self._ended, now)
         self._owners[opening.lan] = flow
         self._owners[attempt.stream] = flow
         self.flows[flow] = None

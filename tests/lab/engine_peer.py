@@ -27,6 +27,7 @@ from proxy.engine.runtime import Runtime
 from proxy.engine.stack import Application, Stack
 from proxy.mptcp.config import MptcpConfig
 from proxy.pm.base import Endpoint
+from proxy.pm.base import factory as path_manager_factory
 from proxy.seg import Segment
 from proxy.tcp.config import TcpConfig
 from proxy.tcp.events import Event
@@ -134,9 +135,10 @@ async def serve(arguments: argparse.Namespace) -> int:
     )
     locals_ = [parse_ip(text) for text in arguments.local]
     stack.local_addresses = [
-        Endpoint(addr=ip, id=index + 1, subflow=arguments.command == "connect")
+        Endpoint(ip, index + 1, uplink=f"u{index}", subflow=arguments.command == "connect")
         for index, ip in enumerate(locals_)
     ]
+    stack.path_manager = path_manager_factory("kernel")
     done = asyncio.Event()
     peer = Peer(stack, arguments.send, arguments.connections, done)
     runtime = Runtime(loop, device, stack)

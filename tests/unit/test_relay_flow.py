@@ -44,7 +44,7 @@ class FakeStream:
 
 def flow_of(near: FakeStream, far: FakeStream) -> tuple[Flow, list[Flow]]:
     ended: list[Flow] = []
-    return Flow(near, far, ended.append), ended
+    return Flow(1, near, far, ended.append, 0.0), ended
 
 
 def test_bytes_of_both_directions_arrive_whole_and_are_counted() -> None:

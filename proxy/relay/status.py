@@ -1,0 +1,154 @@
+"""What a running box tells about itself, in the form of ``control/schema.py``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from proxy.control.schema import ConnectionStatus, Status, SubflowStatus, UplinkStatus
+from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.notes import Fallback
+from proxy.mptcp.subflow import Subflow
+from proxy.tcp.connection import TcpConnection
+from proxy.tcp.states import State
+from proxy.wire.address import Address, format_ip
+
+if TYPE_CHECKING:
+    from proxy.relay.flow import ByteStream, Flow
+    from proxy.relay.gateway import GatewayRelay
+    from proxy.relay.lan import LanRelay
+    from proxy.relay.uplinks import UplinkHealth
+
+_STATE_NAMES = {
+    State.ESTABLISHED: "ESTAB",
+    State.SYN_RECEIVED: "SYN-RECV",
+    State.CLOSED: "UNCONN",
+}
+
+
+def proxy_status(relay: LanRelay, now: float) -> Status:
+    """The status of the home role."""
+    subflows = [
+        subflow
+        for flow in relay.flows
+        if isinstance(flow.far, MptcpConnection)
+        for subflow in flow.far.subflows
+    ]
+    return {
+        "role": "proxy",
+        "pid": os.getpid(),
+        "uptime": now - relay.started,
+        "gateway": str(relay.gateway),
+        "uplinks": [_uplink(relay, uplink, subflows, now) for uplink in relay.uplinks],
+        "connections": [
+            _connection(flow, flow.far, relay_source(flow.near), relay_target(flow.near), now)
+            for flow in relay.flows
+        ],
+        "counters": dict(relay.stack.counters),
+    }
+
+
+def gateway_status(relay: GatewayRelay, now: float) -> Status:
+    """The status of the far role."""
+    connections = []
+    for flow, client in relay.flows.items():
+        source = relay_target(flow.near, remote=True)
+        status = _connection(flow, flow.near, source, str(flow.far.peer), now)  # type: ignore[attr-defined]
+        status["client"] = client
+        connections.append(status)
+    return {
+        "role": "gateway",
+        "pid": os.getpid(),
+        "uptime": now - relay.started,
+        "uplinks": [],
+        "connections": connections,
+        "counters": dict(relay.stack.counters),
+    }
+
+
+def relay_source(stream: ByteStream) -> str:
+    """The LAN client behind the near side of a proxy's flow."""
+    return _text(getattr(stream, "remote", None))
+
+
+def relay_target(stream: ByteStream, remote: bool = False) -> str:
+    """The address that the near side of a flow was opened to (or ``remote``: came from)."""
+    return _text(getattr(stream, "remote" if remote else "local", None))
+
+
+def _text(address: Address | None) -> str:
+    return "" if address is None else str(address)
+
+
+def _connection(
+    flow: Flow, stream: ByteStream, source: str, destination: str, now: float
+) -> ConnectionStatus:
+    token: str | None = None
+    fallback: str | None = None
+    subflows: Iterable[TcpConnection] = ()
+    state = "UNCONN"
+    if isinstance(stream, MptcpConnection):
+        subflows = stream.subflows
+        state = _state(stream.state)
+        if stream.fallback is Fallback.NONE:
+            token = f"{stream.token:08x}"
+        else:
+            fallback = stream.fallback_reason or stream.fallback.value
+    elif isinstance(stream, TcpConnection):
+        subflows = (stream,)
+        state = _state(stream.state)
+        fallback = "plain TCP"
+    return {
+        "id": flow.id,
+        "token": token,
+        "state": state,
+        "source": source,
+        "destination": destination,
+        "fallback": fallback,
+        "bytes_sent": flow.bytes_out,
+        "bytes_received": flow.bytes_in,
+        "age": now - flow.started,
+        "subflows": [_subflow(subflow) for subflow in subflows],
+    }
+
+
+def _subflow(subflow: TcpConnection) -> SubflowStatus:
+    is_mptcp = isinstance(subflow, Subflow)
+    return {
+        "local": str(subflow.local),
+        "remote": str(subflow.remote),
+        "uplink": subflow.uplink if isinstance(subflow, Subflow) else None,
+        "state": _state(subflow.state),
+        "backup": isinstance(subflow, Subflow) and (subflow.backup or subflow.peer_backup),
+        "stale": isinstance(subflow, Subflow) and subflow.stale,
+        "srtt": subflow.srtt or None,
+        "cwnd": subflow.cwnd,
+        "bytes_sent": subflow.bytes_sent,
+        "bytes_received": subflow.bytes_received,
+        "retransmitted": subflow.bytes_retransmitted,
+        "reinjected": subflow.bytes_reinjected if is_mptcp else 0,  # type: ignore[attr-defined]
+    }
+
+
+def _uplink(
+    relay: LanRelay, uplink: UplinkHealth, subflows: list[Subflow], now: float
+) -> UplinkStatus:
+    mine = [subflow for subflow in subflows if subflow.uplink == uplink.name]
+    sent, received = relay.stack.retired.get(uplink.name, (0, 0))
+    alive = [subflow for subflow in mine if subflow.fully_established and not subflow.stale]
+    return {
+        "name": uplink.name,
+        "interface": uplink.interface,
+        "address": format_ip(uplink.local_ip),
+        "backup": uplink.backup,
+        "up": bool(alive) or not mine and uplink.suspect_until <= now,
+        "subflows": len(mine),
+        "bytes_sent": sent + sum(subflow.bytes_sent for subflow in mine),
+        "bytes_received": received + sum(subflow.bytes_received for subflow in mine),
+        "srtt": min((s.srtt for s in alive if s.srtt), default=0.0) or uplink.srtt or None,
+    }
+
+
+def _state(state: State) -> str:
+    return _STATE_NAMES.get(state) or state.name.replace("_", "-")
