@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+from typing import TYPE_CHECKING, Any
 
-from proxy.tcp.core import ConnectionCore
+from proxy.errors import LocalProtocolError
+from proxy.tcp.core import (
+    ACK,
+    ACK_DELAYED,
+    ACK_NOW,
+    FIN,
+    INFINITE,
+    LOSS_TIMER_SYN,
+    MASK,
+    RST,
+    SYN,
+)
+from proxy.tcp.events import Failure
+from proxy.tcp.handshake import Handshake
+from proxy.tcp.states import State
 
 if TYPE_CHECKING:
     from proxy.seg import Segment
     from proxy.tcp.buffers import Buffer
     from proxy.tcp.host import IcmpError
 
+HALF = 0x80000000
+SEND_FLOOR = 131072
+"""The send buffer holds two windows and this much more."""
+LOW_WATER = 65536
+PAWS_IDLE = 24 * 86400.0
 
-class TcpConnection(ConnectionCore):
+ESTABLISHED = State.ESTABLISHED
+CLOSED = State.CLOSED
+FIN_WAIT_1 = State.FIN_WAIT_1
+FIN_WAIT_2 = State.FIN_WAIT_2
+CLOSE_WAIT = State.CLOSE_WAIT
+CLOSING = State.CLOSING
+LAST_ACK = State.LAST_ACK
+TIME_WAIT = State.TIME_WAIT
+OPENING = (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, CLOSED)
+
+
+class TcpConnection(Handshake):
     """Plain TCP; ``proxy.mptcp.subflow.Subflow`` overrides the hooks of ``ConnectionCore``.
 
     Nothing is sent inside ``on_segment`` but challenge ACKs and RSTs: it records work and wakes;
@@ -21,78 +52,361 @@ class TcpConnection(ConnectionCore):
 
     __slots__ = ()
 
-    # -- opening --------------------------------------------------------------------------------
-
-    def connect(self, now: float, syn_payload: bytes = b"") -> None:
-        """Send a SYN, with ``syn_payload`` in it (RFC 7413 without a cookie).
-
-        The payload is the start of the byte stream. ``syn_payload_acked`` says afterwards how
-        much of it the SYN-ACK acknowledged; the rest is sent again as ordinary data.
-        """
-
-    def open_passive(self, syn: Segment, now: float) -> None:
-        """Take a SYN, and keep the SYN-ACK back until ``accept``, ``refuse`` or ``discard``."""
-
-    def accept(self, now: float, take_syn_payload: bool = False) -> None:
-        """Send the SYN-ACK.
-
-        With ``take_syn_payload`` it acknowledges ``syn_payload``, which the caller has consumed;
-        else the peer sends these bytes again.
-        """
-
-    def refuse(self, now: float) -> None:
-        """Answer the SYN by RST and forget the connection."""
-
-    def discard(self, now: float) -> None:
-        """Forget the connection in silence."""
-
     # -- application ----------------------------------------------------------------------------
 
     def send(self, chunk: Buffer) -> None:
-        """Queue all of ``chunk``; the caller honours ``send_room()``. Not copied: do not change it."""
+        """Queue all of ``chunk``; the caller honours ``send_room()``. Not copied: keep it as is.
+
+        LocalProtocolError after ``shutdown_write`` or ``close``; ignored once the connection died.
+        """
+        if self._fin_queued:
+            raise LocalProtocolError("send after shutdown_write")
+        if self.state is CLOSED and self.error is not None:
+            return
+        self._unsent.append(chunk)
+        self._wake()
 
     def send_room(self) -> int:
         """Bytes the send buffer still takes (0 when closed); WRITABLE follows a shortage."""
-        return 0
-
-    def receive(self, limit: int) -> list[Buffer]:
-        """Take at most ``limit`` bytes of the stream, in order."""
-        return []
+        if self._fin_queued or self.state is CLOSED:
+            return 0
+        limit = 2 * self.cwnd + SEND_FLOOR
+        if limit > self.config.send_buffer_max:
+            limit = self.config.send_buffer_max
+        room = limit - self._unsent.size - ((self.snd_nxt - self.snd_una) & MASK)
+        if room < LOW_WATER:
+            self._write_blocked = True
+            return room if room > 0 else 0
+        self._write_blocked = False
+        return room
 
     def shutdown_write(self) -> None:
         """Send FIN after what is queued."""
+        if self._fin_queued:
+            return
+        self._fin_queued = True
+        state = self.state
+        if state is ESTABLISHED:
+            self.state = FIN_WAIT_1
+        elif state is CLOSE_WAIT:
+            self.state = LAST_ACK
+        self._wake()
 
     def close(self, now: float) -> None:
         """Send FIN and read no more: later data is answered by RST."""
+        self._closed_by_app = True
+        self._received.clear()
+        self.receivable = 0
+        if self.state in OPENING:
+            self.abort(now)
+            return
+        self.shutdown_write()
+        if self.state is FIN_WAIT_2:
+            self._life_at = now + self.config.fin_timeout
+            self._arm()
 
     def abort(self, now: float) -> None:
-        """Send RST and forget everything."""
+        """Send RST and forget everything; no event follows."""
+        state = self.state
+        if state is CLOSED:
+            return
+        if state is not State.LISTEN and state is not State.SYN_SENT and state is not TIME_WAIT:
+            self._send_reset(now)
+        self._received.clear()
+        self.receivable = 0
+        self._release()
+        self.host.forget(self)
 
-    # -- engine ---------------------------------------------------------------------------------
+    # -- segments -------------------------------------------------------------------------------
 
     def on_segment(self, seg: Segment, now: float) -> None:
-        """A segment of this connection arrived."""
+        """A segment of this connection arrived (RFC 9293 §3.10.7)."""
+        self.last_received = now
+        state = self.state
+        if state is not ESTABLISHED and state in OPENING:
+            self._on_segment_opening(seg, now)
+            return
+        flags = seg.flags
+        if (flags & (SYN | RST | ACK)) != ACK or not self._acceptable(seg, now):
+            self._on_odd_segment(seg, now)
+            return
+        if not self._on_options(seg, now):
+            return
+        if not self._process_ack(seg, now):
+            return
+        length = seg.length
+        if length or flags & FIN:
+            if self._closed_by_app and length and state is not TIME_WAIT:
+                self._reset_late_data(seg, now)
+                return
+            size = seg.gso_size or length
+            if size > self._rcv_mss and size <= self.mss:
+                self._rcv_mss = size
+            self._process_data(seg, now)
+            if self.timestamps:
+                self._sample_receiver_rtt(seg, now)
+            self._tune_receive_buffer(now)
+            if self._ack_state == ACK_NOW:
+                self._wake()
+            elif self._ack_at < self._armed_at:
+                self._arm()
+        if self._fin_acked:
+            self._on_fin_acked(now)
 
-    def poll(self, now: float) -> None:
-        """Send what may be sent: lost data first, then new data, then the pending ACK."""
+    def _acceptable(self, seg: Segment, now: float) -> bool:
+        """PAWS and the window check (RFC 7323 §5.3, RFC 9293 §3.10.7.4 'first').
 
-    def next_timeout(self) -> float | None:
-        """When ``on_timeout`` must be called; None: never."""
-        return None
+        DEVIATION: a segment without timestamps is taken on a connection that negotiated them, as
+        Linux does: middleboxes make keep-alives without.
+        """
+        seq = seg.seq
+        rcv_nxt = self.rcv_nxt
+        end = (seq + seg.length) & MASK
+        ts_val = seg.ts_val
+        if ts_val >= 0 and self.timestamps:
+            age = (ts_val - self._ts_recent) & MASK
+            if age >= HALF and now - self._ts_recent_at < PAWS_IDLE:
+                self.counters.add("PAWSEstab")
+                return False
+            # RFC 7323 §4.3: only a segment at the left edge tells the RTT of what we acknowledge.
+            if (self._last_ack_sent - seq) & MASK < HALF and (
+                end - self._last_ack_sent
+            ) & MASK < HALF:
+                self._ts_recent = ts_val
+                self._ts_recent_at = now
+        if seq == rcv_nxt:
+            return True
+        return (end - self._last_ack_sent) & MASK < HALF and (self.rcv_right - seq) & MASK < HALF
 
-    def on_timeout(self, now: float) -> None:
-        """A deadline may have passed; early calls do nothing."""
+    def _on_odd_segment(self, seg: Segment, now: float) -> None:
+        """RST, SYN, no ACK, or outside the window (RFC 5961 §3-§5)."""
+        flags = seg.flags
+        if flags & RST:
+            self._on_rst(seg, now)
+        elif flags & SYN:
+            if self.state is TIME_WAIT:
+                return
+            if flags & ACK and seg.seq == self.irs and self.snd_una != self.iss:
+                self._handshake_ack_due = True  # our third ACK was lost
+                self._wake()
+                return
+            self.counters.add("TCPSYNChallenge")
+            self._challenge_ack(now)
+        elif flags & ACK:
+            if self.state is TIME_WAIT and flags & FIN:
+                self._life_at = now + self.config.time_wait
+            length = seg.length
+            if length and (self.rcv_nxt - seg.seq - length) & MASK < HALF:
+                self._duplicate(seg.seq, (seg.seq + length) & MASK)
+            self._reject(now, length > 0 or flags & FIN > 0)
 
-    def on_icmp(self, error: IcmpError, now: float) -> None:
-        """An ICMP error quoting this connection (RFC 5461, RFC 5927)."""
+    def _on_rst(self, seg: Segment, now: float) -> None:
+        if self.state is TIME_WAIT:
+            return  # RFC 1337: no assassination of TIME_WAIT
+        offset = (seg.seq - self.rcv_nxt) & MASK
+        if offset == 0:
+            self._die(Failure(errno.ECONNRESET), now, seg)
+        elif offset < ((self.rcv_right - self.rcv_nxt) & MASK) < HALF:
+            self._challenge_ack(now)
+
+    def _reset_late_data(self, seg: Segment, now: float) -> None:
+        """Nobody will read this (RFC 1122 §4.2.2.13)."""
+        self.rcv_nxt = (seg.seq + seg.length) & MASK
+        self.counters.add("TCPAbortOnData")
+        self._send_reset(now)
+        self._release()
+        self._on_closed(now)
+        self.host.forget(self)
 
     def accepts_reuse(self, syn: Segment) -> bool:
         """In TIME_WAIT: may ``syn`` begin a new incarnation (RFC 6191)?"""
-        return False
+        if self.state is not TIME_WAIT:
+            return False
+        if syn.ts_val >= 0 and self._ts_recent >= 0 and syn.ts_val != self._ts_recent:
+            return (syn.ts_val - self._ts_recent) & MASK < HALF
+        ahead = (syn.seq - self.rcv_nxt) & MASK
+        return 0 < ahead < HALF
 
-    def send_capacity(self, now: float) -> int:
-        """Bytes of new data that may go to the network at once (the packet scheduler's input)."""
-        return 0
+    # -- closing --------------------------------------------------------------------------------
 
-    def request_ack(self) -> None:
-        """Send a pure ACK at the next ``poll`` even if data goes out (for one-shot options)."""
+    def _peer_finished(self, now: float) -> None:
+        state = self.state
+        if state is ESTABLISHED:
+            self.state = CLOSE_WAIT
+        elif state is FIN_WAIT_1:
+            self.state = CLOSING  # _on_fin_acked follows at once if our FIN is acknowledged too
+        elif state is FIN_WAIT_2:
+            self._enter_time_wait(now)
+
+    def _on_fin_acked(self, now: float) -> None:
+        state = self.state
+        if state is FIN_WAIT_1:
+            self.state = FIN_WAIT_2
+            if self._closed_by_app:
+                self._life_at = now + self.config.fin_timeout
+                self._arm()
+        elif state is CLOSING:
+            self._enter_time_wait(now)
+        elif state is LAST_ACK:
+            self._release()
+            self._on_closed(now)
+            self.host.forget(self)
+
+    def _enter_time_wait(self, now: float) -> None:
+        self.state = TIME_WAIT
+        self._no_timers()
+        self._life_at = now + self.config.time_wait
+        self._arm()
+        self._on_closed(now)
+
+    def _release(self) -> None:
+        """CLOSED: no timers, no buffers but what the application may still read."""
+        self.state = CLOSED
+        self._no_timers()
+        self._life_at = INFINITE
+        self._unsent.clear()
+        self._flight = []
+        self._reassembly = None
+        self.bytes_in_flight = self._lost_bytes = self._sacked_bytes = 0
+        self._ack_state = 0
+        self._ack_options_due = self._handshake_ack_due = False
+
+    def _die(self, error: Failure, now: float, seg: Any = None) -> None:
+        """End the connection at once because of ``error``."""
+        self.error = error
+        self._release()
+        self._on_reset(seg, now)
+        self.host.forget(self)
+
+    # -- timers ---------------------------------------------------------------------------------
+
+    def next_timeout(self) -> float | None:
+        """When ``on_timeout`` must be called; None: never."""
+        earliest = min(
+            self._loss_at, self._reorder_at, self._ack_at, self._pace_at, self._idle_at,
+            self._life_at,
+        )  # fmt: skip
+        self._armed_at = earliest
+        return None if earliest == INFINITE else earliest
+
+    def on_timeout(self, now: float) -> None:
+        """A deadline may have passed; early calls do nothing."""
+        self._armed_at = INFINITE
+        if now >= self._life_at:
+            self._on_life_timeout(now)
+            return
+        if now >= self._ack_at:
+            self._ack_at = INFINITE
+            if self._ack_state == ACK_DELAYED:
+                self._ack_state = ACK_NOW
+                self.counters.add("DelayedACKs")
+                self._wake()
+        if now >= self._reorder_at:
+            self._on_reorder_timer(now)
+        if now >= self._loss_at:
+            if self._loss_kind == LOSS_TIMER_SYN:
+                self._on_syn_timeout(now)
+            else:
+                self._on_loss_timer(now)
+        if now >= self._pace_at:
+            self._pace_at = INFINITE
+            self._wake()
+        if now >= self._idle_at:
+            self._on_idle_timeout(now)
+        self._arm()
+
+    def _on_life_timeout(self, now: float) -> None:
+        """TIME_WAIT is over, or the peer never finished after our close."""
+        waited = self.state is TIME_WAIT
+        self._release()
+        if not waited:
+            self._on_closed(now)
+        self.host.forget(self)
+
+    def _on_idle_timeout(self, now: float) -> None:
+        """Keep-alive (RFC 1122 §4.2.3.6)."""
+        config = self.config
+        silent = now - self.last_received
+        if silent < config.keepalive_idle or self._flight:
+            self._keepalive_sent = 0
+            self._idle_at = max(self.last_received + config.keepalive_idle, now + 1.0)
+            return
+        if self._keepalive_sent >= config.keepalive_count:
+            self._die(Failure(errno.ETIMEDOUT), now)
+            return
+        self._keepalive_sent += 1
+        self.counters.add("TCPKeepAlive")
+        self._send_probe_ack(now)
+        self._idle_at = now + config.keepalive_interval
+
+    # -- ICMP -----------------------------------------------------------------------------------
+
+    def on_icmp(self, error: IcmpError, now: float) -> None:
+        """An ICMP error quoting this connection (RFC 5461, RFC 5927).
+
+        Believed only if it quotes something in flight; hard errors end a connection only before
+        it is established.
+        """
+        quoted = (error.seq - self.snd_una) & MASK
+        if quoted > (self.snd_nxt - self.snd_una) & MASK:
+            self.counters.add("OutOfWindowIcmps")
+            return
+        v4 = len(self.local.ip) == 4
+        if (error.type == 3 and error.code == 4) if v4 else error.type == 2:
+            self._on_packet_too_big(error.mtu, now)
+            return
+        if self.state is not State.SYN_SENT and self.state is not State.SYN_RECEIVED:
+            return
+        failure = icmp_failure(v4, error.type, error.code)
+        if failure is None:
+            return
+        if is_hard(v4, error.type, error.code):
+            self._die(failure, now)
+        else:
+            self._soft_error = failure
+
+    def _on_packet_too_big(self, mtu: int, now: float) -> None:
+        """Lower the path MTU (RFC 1191, RFC 8201), not below what every path carries."""
+        v4 = len(self.local.ip) == 4
+        if mtu == 0 and v4:
+            mtu = 576  # a router from before RFC 1191
+        mtu = max(mtu, 576 if v4 else 1280)
+        if mtu >= self._mtu or self.state in OPENING:
+            return
+        self._mtu = mtu
+        self._set_mss()
+        self.counters.add("TCPMTUReduced")
+        # What was too big is gone: send it again at the new size, without blaming congestion.
+        for tx in self._flight:
+            if not tx.sacked and not tx.lost and (tx.end - tx.seq) & MASK > self._effective_mss:
+                self._mark_lost(tx)
+        if self._lost_bytes:
+            self._resend_without_blame()
+            self._wake()
+
+
+def icmp_failure(v4: bool, icmp_type: int, code: int) -> Failure | None:
+    """The errno of a destination unreachable or time exceeded message (Linux: icmp_err_convert)."""
+    if v4:
+        number = {
+            0: errno.ENETUNREACH, 1: errno.EHOSTUNREACH, 2: errno.ENOPROTOOPT,
+            3: errno.ECONNREFUSED, 5: errno.EOPNOTSUPP, 6: errno.ENETUNREACH,
+            7: errno.EHOSTDOWN, 8: errno.ENONET, 9: errno.ENETUNREACH,
+            10: errno.EHOSTUNREACH, 11: errno.ENETUNREACH, 12: errno.EHOSTUNREACH,
+            13: errno.EHOSTUNREACH, 14: errno.EHOSTUNREACH, 15: errno.EHOSTUNREACH,
+        }.get(code, 0) if icmp_type == 3 else errno.EHOSTUNREACH if icmp_type == 11 else 0  # fmt: skip
+    else:
+        number = {
+            0: errno.ENETUNREACH, 1: errno.EACCES, 2: errno.EHOSTUNREACH,
+            3: errno.EHOSTUNREACH, 4: errno.ECONNREFUSED, 5: errno.EACCES, 6: errno.EACCES,
+        }.get(code, 0) if icmp_type == 1 else errno.EHOSTUNREACH if icmp_type == 3 else 0  # fmt: skip
+    return Failure(number, icmp_type, code) if number else None
+
+
+def is_hard(v4: bool, icmp_type: int, code: int) -> bool:
+    """Does the message end a connection attempt at once?
+
+    DEVIATION from RFC 5461 §4: unreachable networks and hosts count too, as in Linux, so that a
+    LAN client learns in one round trip what it would learn without the proxy.
+    """
+    return icmp_type == (3 if v4 else 1)

@@ -57,7 +57,7 @@ CA_LOSS = 2
 class ConnectionCore:
     """State of a connection; sequence numbers are modulo 2**32, times are ``now`` seconds."""
 
-    __slots__ = (
+    __slots__ = (  # noqa: RUF023 (grouped by meaning)
         # identity
         "host", "config", "local", "remote", "key", "error", "state", "counters",
         # send sequence space (RFC 9293 §3.3.1)
@@ -74,31 +74,32 @@ class ConnectionCore:
         # RTT (RFC 6298)
         "srtt", "rttvar", "min_rtt", "rto", "_min_rtt_at", "rto_backoff_cap",
         # congestion and recovery
-        "congestion", "cwnd", "ssthresh", "_ca_state", "_recovery_point", "_high_seq_undo",
+        "congestion", "cwnd", "ssthresh", "_ca_state", "_recovery_point",
         "_prr_delivered", "_prr_out", "_prr_flight", "_undo_marker", "_undo_bytes",
-        "_undo_ts", "_blackout_cwnd", "_tlp_end", "_tlp_is_retransmission",
+        "_undo_ts", "_blackout_cwnd", "_tlp_end", "_tlp_is_retransmission", "_dup_acks",
         # RACK (RFC 8985)
         "_rack_at", "_rack_end", "_rack_rtt", "_rack_fack", "_rack_reordering", "_rack_mult",
         "_rack_persist", "_rack_round", "_rack_dsack",
         # delivery rate sampling
-        "_delivered", "_delivered_at", "_rate_sent_at", "_app_limited_until",
+        "_delivered", "_delivered_at", "_rate_sent_at", "delivery_rate",
         # pacing
-        "pacing_rate", "_pace_next", "delivery_rate",
+        "pacing_rate", "_pace_next",
         # receiving
-        "_received", "_reassembly", "_fin_at", "eof", "receivable", "_ack_state", "_ack_options_due",
-        "_unacked_bytes", "_quick_acks", "_rcv_mss", "_dsack", "_rcv_buffer", "_read_told",
-        "_drs_at", "_drs_copied", "_drs_space", "_drs_rtt", "_copied",
+        "_received", "_reassembly", "_fin_at", "fin_received", "eof", "receivable",
+        "_ack_state", "_ack_options_due", "_unacked_bytes", "_quick_acks", "_rcv_mss", "_dsack",
+        "_rcv_buffer", "_read_told", "_drs_at", "_drs_copied", "_drs_space", "_drs_rtt",
+        "_copied",
         # handshake
-        "syn_payload", "syn_payload_acked", "_syn_tries", "_syn_at", "_handshake_ack_due",
+        "syn_payload", "syn_payload_acked", "_peer_scales", "_crossed", "_soft_error",
+        "_syn_tries", "_syn_at", "_handshake_ack_due",
         # timers (``INFINITE`` = off)
-        "_loss_at", "_loss_kind", "_reorder_at", "_ack_at", "_pace_at", "_idle_at", "_life_at",
-        "_armed_at",
+        "_loss_at", "_loss_kind", "_rto_at", "_reorder_at", "_ack_at", "_pace_at", "_idle_at",
+        "_life_at", "_armed_at",
         # abuse limits
         "_challenge_until", "_challenge_left", "_oow_ack_at",
         # liveness and statistics
         "rto_count", "_probe_count", "_keepalive_sent", "last_received", "last_progress",
-        "_stalled_since",
-        "bytes_sent", "bytes_received", "bytes_acked", "bytes_retransmitted",
+        "_stalled_since", "bytes_sent", "bytes_received", "bytes_acked", "bytes_retransmitted",
         "__weakref__",
     )  # fmt: skip
 
@@ -150,6 +151,8 @@ class ConnectionCore:
         self._last_ack_sent = 0
         self.syn_payload: bytes = b""
         self.syn_payload_acked = 0
+        self._peer_scales = self._crossed = False
+        self._soft_error: Failure | None = None
         self._syn_tries = 0
         self._syn_at = 0.0
         self._handshake_ack_due = False
@@ -178,12 +181,12 @@ class ConnectionCore:
         self.ssthresh: int = self.congestion.ssthresh
         self._ca_state = CA_OPEN
         self._recovery_point = 0
-        self._high_seq_undo = 0
         self._prr_delivered = self._prr_out = self._prr_flight = 0
         self._undo_marker = self._undo_bytes = self._undo_ts = -1
         self._blackout_cwnd = 0
         self._tlp_end = -1
         self._tlp_is_retransmission = False
+        self._dup_acks = 0
         self._rack_at = 0.0
         self._rack_end = self._rack_fack = self._rack_round = 0
         self._rack_rtt = 0.0
@@ -193,7 +196,6 @@ class ConnectionCore:
         self._rack_dsack = False
         self._delivered = 0
         self._delivered_at = self._rate_sent_at = 0.0
-        self._app_limited_until = 0
         self.pacing_rate = 0.0
         self.delivery_rate = 0.0
         self._pace_next = 0.0
@@ -205,6 +207,7 @@ class ConnectionCore:
         self._received = ReceiveQueue()
         self._reassembly = None
         self._fin_at: int = -1
+        self.fin_received: bool = False  # FIN is in order (a hook may keep `eof` back)
         self.eof: bool = False
         self.receivable: int = 0
         self._ack_state: int = ACK_NONE
@@ -222,6 +225,7 @@ class ConnectionCore:
     def _init_timers(self) -> None:
         self._loss_at: float = INFINITE
         self._loss_kind: int = LOSS_TIMER_OFF
+        self._rto_at: float = INFINITE
         self._reorder_at: float = INFINITE
         self._ack_at: float = INFINITE
         self._pace_at: float = INFINITE
@@ -293,8 +297,11 @@ class ConnectionCore:
             self.host.event(self, Event.READABLE)
 
     def _on_fin(self, now: float) -> None:
-        """The peer's FIN is in order; base: tell the application."""
-        self.eof = True
+        """The peer's FIN is in order; base: tell the application.
+
+        ``eof`` turns true when the application has read all that came before.
+        """
+        self.eof = not self.receivable
         self.host.event(self, Event.EOF)
 
     def _receive_window(self) -> int:

@@ -1,0 +1,128 @@
+"""The base of congestion controls, and the registry that finds one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import ClassVar
+
+UNLIMITED = 1 << 40
+"""``ssthresh`` before the first congestion event: slow start has no end yet."""
+
+
+class CongestionControl:
+    """Decides how many bytes may be in flight, and how fast they go.
+
+    ``cwnd`` and ``ssthresh`` are bytes. Loss detection, recovery (PRR) and undo belong to the
+    connection; it tells what happened and reads ``cwnd`` afterwards.
+    """
+
+    __slots__ = ("_prior_cwnd", "_prior_ssthresh", "cwnd", "initial_cwnd", "mss", "ssthresh")
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, mss: int, initial_cwnd: int) -> None:
+        """``mss``: payload bytes of a full segment; ``initial_cwnd``: bytes (RFC 6928)."""
+        self.mss = mss
+        self.initial_cwnd = initial_cwnd
+        self.cwnd = initial_cwnd
+        self.ssthresh = UNLIMITED
+        self._prior_cwnd = 0
+        self._prior_ssthresh = UNLIMITED
+
+    def set_mss(self, mss: int, initial_cwnd: int) -> None:
+        """The payload size of a full segment changed (handshake, path MTU); bytes stay bytes."""
+        if self.cwnd == self.initial_cwnd:
+            self.cwnd = initial_cwnd
+        self.mss = mss
+        self.initial_cwnd = initial_cwnd
+        if self.cwnd < mss:
+            self.cwnd = mss
+
+    def on_ack(self, acked: int, rtt: float, now: float, in_flight: int, app_limited: bool) -> None:
+        """``acked`` bytes were newly delivered (cumulatively or by SACK) outside fast recovery.
+
+        ``rtt``: seconds of the newest segment acknowledged, 0 if there is no sample;
+        ``in_flight``: bytes still in flight; ``app_limited``: the window was not used up, so it
+        must not grow (RFC 7661).
+        """
+        raise NotImplementedError
+
+    def on_congestion(self, now: float) -> None:
+        """A loss was detected by fast recovery: set ``ssthresh`` and ``cwnd``; once per window."""
+        self._save()
+        self.ssthresh = max(self.cwnd // 2, 2 * self.mss)
+        self.cwnd = self.ssthresh
+
+    def on_rto(self, now: float) -> None:
+        """The retransmission timer fired for the first time in a row (RFC 5681 §3.1)."""
+        self.on_congestion(now)
+        self.cwnd = self.mss
+
+    def on_undo(self) -> None:
+        """The last ``on_congestion`` or ``on_rto`` was spurious (RFC 5682, RFC 4015)."""
+        self.cwnd = max(self.cwnd, self._prior_cwnd)
+        self.ssthresh = max(self.ssthresh, self._prior_ssthresh)
+
+    def on_restart(self, idle: float) -> None:
+        """Nothing was sent for ``idle`` times the RTO: decay towards the initial window.
+
+        As Linux does (tcp_cwnd_restart): half per RTO, and ssthresh remembers 3/4 (RFC 2861).
+        """
+        if self.cwnd <= self.initial_cwnd:
+            return
+        self.ssthresh = max(self.ssthresh, self.cwnd * 3 // 4)
+        self.cwnd = max(self.cwnd >> min(int(idle), 30), self.initial_cwnd)
+
+    def restore(self, cwnd: int, ssthresh: int) -> None:
+        """Start again at ``cwnd`` after a time when the path delivered nothing at all."""
+        self.cwnd = cwnd
+        self.ssthresh = ssthresh
+
+    def pacing_rate(self, srtt: float) -> float:
+        """Bytes per second: 2 windows per RTT in slow start, 1.2 after (Linux' ratios)."""
+        if srtt <= 0.0:
+            return 0.0
+        return self.cwnd * (2.0 if self.cwnd < self.ssthresh else 1.2) / srtt
+
+    def _save(self) -> None:
+        self._prior_cwnd = self.cwnd
+        self._prior_ssthresh = self.ssthresh
+
+
+Factory = Callable[[int, int], CongestionControl]
+
+ENTRY_POINTS = "mptcp_proxy.congestion_controls"
+_BUILT_IN = {"reno": "proxy.cc.reno:Reno", "cubic": "proxy.cc.cubic:Cubic"}
+_registry: dict[str, Factory] = {}
+
+
+def register(name: str, factory: Factory) -> None:
+    """Make ``factory(mss, initial_cwnd)`` available as ``name``; replaces an earlier one."""
+    _registry[name] = factory
+
+
+def names() -> list[str]:
+    """Every name that ``create`` knows, sorted."""
+    third_party = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    return sorted(third_party | set(_BUILT_IN) | set(_registry))
+
+
+def create(name: str, mss: int, initial_cwnd: int) -> CongestionControl:
+    """A congestion control by name; KeyError for an unknown one."""
+    factory = _registry.get(name)
+    if factory is None:
+        factory = _registry[name] = _load(name)
+    return factory(mss, initial_cwnd)
+
+
+def _load(name: str) -> Factory:
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        loaded: Factory = getattr(import_module(module), attribute)
+        return loaded
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        third_party: Factory = point.load()
+        return third_party
+    raise KeyError(name)

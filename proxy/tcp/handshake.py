@@ -1,0 +1,359 @@
+"""Opening a connection: active, passive with a held-back answer, simultaneous."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from proxy.seg import build_header
+from proxy.tcp.core import (
+    ACK,
+    ACK_NOW,
+    INFINITE,
+    LOSS_TIMER_OFF,
+    LOSS_TIMER_SYN,
+    MASK,
+    RST,
+    SYN,
+)
+from proxy.tcp.events import Failure
+from proxy.tcp.isn import initial_numbers
+from proxy.tcp.receiver import Receiver
+from proxy.tcp.states import State
+from proxy.wire.tcp_options import SynOptions
+
+if TYPE_CHECKING:
+    from proxy.seg import Segment
+
+HALF = 0x80000000
+SYN_LINEAR = 4
+"""This many SYNs go at the initial RTO before it doubles (Linux: tcp_syn_linear_timeouts)."""
+TS_OPTION = 12
+
+
+class Handshake(Receiver):
+    """Everything up to ESTABLISHED (RFC 9293 §3.5)."""
+
+    __slots__ = ()
+
+    def connect(self, now: float, syn_payload: bytes = b"") -> None:
+        """Send a SYN, with ``syn_payload`` in it (RFC 7413 without a cookie).
+
+        The payload is the start of the byte stream. ``syn_payload_acked`` says afterwards how
+        much of it the SYN-ACK acknowledged; the rest is sent again as ordinary data.
+        """
+        self._begin(now)
+        self.syn_payload = syn_payload
+        self.state = State.SYN_SENT
+        self.snd_nxt = (self.iss + 1 + len(syn_payload)) & MASK
+        self._send_syn(now)
+        self._arm_syn(now)
+
+    def _begin(self, now: float) -> None:
+        self.iss, self._ts_offset = initial_numbers(self.host.secret, self.key, now)
+        self.snd_una = self.iss
+        self.snd_nxt = (self.iss + 1) & MASK
+        self._rack_fack = self._rack_round = self._limited_until = self.snd_nxt
+        self._syn_at = self.last_received = self.last_progress = self._stalled_since = now
+        self._delivered_at = now
+        biggest = self.config.receive_buffer_max
+        shift = 0
+        while biggest >> shift > 65536 and shift < 14:
+            shift += 1
+        self.rcv_wscale = shift if self.config.window_scale else 0
+
+    def _syn_segment_options(self, now: float, wscale: int) -> bytes:
+        v4 = len(self.local.ip) == 4
+        options = SynOptions(
+            mss=self._mtu - (40 if v4 else 60),
+            wscale=wscale,
+            sack_permitted=self.sack_permitted,
+            ts_val=(int(now * 1000.0) + self._ts_offset) & MASK if self.timestamps else -1,
+            ts_ecr=max(self._ts_recent, 0),
+        )
+        return options.build(self._syn_options())
+
+    def _syn_window(self) -> int:
+        """The window of a SYN is never scaled (RFC 7323 §2.2)."""
+        return min(self._rcv_buffer, 65535)
+
+    def _send_syn(self, now: float) -> None:
+        """A SYN; a payload goes along on the first two tries and then on every second.
+
+        A path that eats SYNs with payload must not make the connection impossible (RFC 7413
+        §4.1.3), nor a lossy one make the far end miss what it needs to answer.
+        """
+        tries = self._syn_tries
+        payload = self.syn_payload if tries < 2 or tries % 2 else b""
+        options = self._syn_segment_options(
+            now, self.rcv_wscale if self.config.window_scale else -1
+        )
+        self._send_handshake(self.iss, 0, SYN, options, payload)
+
+    def _send_syn_ack(self, now: float) -> None:
+        options = self._syn_segment_options(now, self.rcv_wscale if self._scaling() else -1)
+        self._send_handshake(self.iss, self.rcv_nxt, SYN | ACK, options, b"")
+        self._last_ack_sent = self.rcv_nxt
+        self.rcv_right = (self.rcv_nxt + self._syn_window()) & MASK
+
+    def _scaling(self) -> bool:
+        return self._peer_scales and self.config.window_scale
+
+    def _send_handshake(
+        self, seq: int, ack: int, flags: int, options: bytes, payload: bytes
+    ) -> None:
+        local = self.local
+        remote = self.remote
+        header = build_header(
+            local.ip, remote.ip, local.port, remote.port, seq, ack, flags, self._syn_window(),
+            options, len(payload), 0,
+        )  # fmt: skip
+        self.host.transmit([header, payload] if payload else [header])
+
+    def _arm_syn(self, now: float) -> None:
+        initial = self.config.initial_rto
+        doublings = max(self._syn_tries - SYN_LINEAR + 1, 0)
+        pause = min(initial * (1 << min(doublings, 20)), self.config.max_rto)
+        self._loss_at = now + pause
+        self._loss_kind = LOSS_TIMER_SYN
+        self._arm()
+
+    def _on_syn_timeout(self, now: float) -> None:
+        self._syn_tries += 1
+        if self._syn_tries > self.config.syn_retries:
+            self._die(self._soft_error or Failure(errno.ETIMEDOUT), now)
+            return
+        self.counters.add("TCPTimeouts")
+        self.rto_count += 1
+        if self.state is State.SYN_SENT:
+            self._send_syn(now)
+        else:
+            self._send_syn_ack(now)
+        self._arm_syn(now)
+        self._on_rto(now)
+
+    # -- passive --------------------------------------------------------------------------------
+
+    def open_passive(self, syn: Segment, now: float) -> None:
+        """Take a SYN, and keep the SYN-ACK back until ``accept``, ``refuse`` or ``discard``.
+
+        A hook may reset the connection at once: then ``state`` is CLOSED afterwards.
+        """
+        self._begin(now)
+        self.state = State.LISTEN
+        self.irs = syn.seq
+        self.rcv_nxt = (syn.seq + 1) & MASK
+        self.syn_payload = bytes(syn.payload)
+        self._take_syn_options(syn)
+        self._on_syn(syn, now)
+
+    def accept(self, now: float, take_syn_payload: bool = False) -> None:
+        """Send the SYN-ACK.
+
+        With ``take_syn_payload`` it acknowledges ``syn_payload``, which the caller has consumed;
+        else the peer sends these bytes again.
+        """
+        if self.state is not State.LISTEN:
+            return
+        if take_syn_payload:
+            taken = len(self.syn_payload)
+            self.rcv_nxt = (self.rcv_nxt + taken) & MASK
+            self.bytes_received += taken
+        self.state = State.SYN_RECEIVED
+        self._syn_at = now
+        self._send_syn_ack(now)
+        self._arm_syn(now)
+
+    def refuse(self, now: float) -> None:
+        """Answer the SYN by RST and forget the connection."""
+        if self.state is State.LISTEN:
+            ack = (self.irs + 1 + len(self.syn_payload)) & MASK
+            self._send_bare(0, ack, RST | ACK, 0, self._rst_options())
+            self.counters.add("TcpOutRsts")
+        self.discard(now)
+
+    def discard(self, now: float) -> None:
+        """Forget the connection in silence."""
+        self._release()
+        self.host.forget(self)
+
+    def _release(self) -> None:
+        """CLOSED: no timers, no buffers but what the application may still read."""
+        raise NotImplementedError
+
+    # -- negotiation ----------------------------------------------------------------------------
+
+    def _take_syn_options(self, seg: Segment) -> None:
+        """What the peer's SYN or SYN-ACK offers (RFC 7323, RFC 2018, RFC 9293 §3.7.1)."""
+        config = self.config
+        if seg.mss >= 0:
+            self._peer_mss = seg.mss
+        self._peer_scales = seg.wscale >= 0
+        if self._peer_scales and config.window_scale:
+            self.snd_wscale = min(seg.wscale, 14)
+        else:
+            self.snd_wscale = 0
+            self.rcv_wscale = 0
+        self.sack_permitted = config.sack and seg.sack_permitted
+        self.timestamps = config.timestamps and seg.ts_val >= 0
+        if self.timestamps:
+            self._ts_recent = seg.ts_val
+            self._ts_recent_at = self._syn_at
+        self.snd_wnd = self.snd_max_wnd = seg.window
+        self._snd_wl1 = seg.seq
+        self._snd_wl2 = self.snd_una
+
+    def _set_mss(self) -> None:
+        """``mss`` by the path and the peer; the effective one less options of every segment."""
+        v4 = len(self.local.ip) == 4
+        self.mss = max(min(self._peer_mss, self._mtu - (40 if v4 else 60)), 64)
+        options = (TS_OPTION if self.timestamps else 0) + self._max_data_options()
+        self._effective_mss = max(self.mss - options, 16)
+        self.congestion.set_mss(
+            self._effective_mss, self.config.initial_window * self._effective_mss
+        )
+
+    def _establish(self, now: float) -> None:
+        """The handshake is complete: set up the senses of an established connection."""
+        self.state = State.ESTABLISHED
+        self._set_mss()
+        self._rcv_mss = min(self.mss, 1460)
+        if not self.rto_count:
+            self._on_rtt(max(now - self._syn_at, 1e-6), now)
+            self._drs_rtt = self.srtt
+        self.rto_count = 0
+        self._take_congestion_window()
+        self._drs_at = now
+        self._drs_space = 10 * self._rcv_mss
+        self._loss_at = self._stalled_since = INFINITE
+        self._loss_kind = LOSS_TIMER_OFF
+        self.last_progress = self._delivered_at = now
+        self._idle_at = now + self.config.keepalive_idle
+
+    # -- segments before ESTABLISHED ------------------------------------------------------------
+
+    def _on_segment_opening(self, seg: Segment, now: float) -> None:
+        """LISTEN, SYN_SENT, SYN_RECEIVED, or CLOSED."""
+        state = self.state
+        if state is State.SYN_SENT:
+            self._on_segment_syn_sent(seg, now)
+        elif state is State.SYN_RECEIVED:
+            self._on_segment_syn_received(seg, now)
+        elif state is State.LISTEN:
+            # Its SYN-ACK is held back: repetitions of the SYN are absorbed.
+            if seg.flags & RST and (seg.seq - self.irs - 1) & MASK <= len(self.syn_payload):
+                self._die(Failure(errno.ECONNRESET), now, seg)
+
+    def _on_segment_syn_sent(self, seg: Segment, now: float) -> None:
+        """RFC 9293 §3.10.7.3."""
+        flags = seg.flags
+        if flags & ACK:
+            acked = (seg.ack - self.iss) & MASK
+            if not 0 < acked <= 1 + len(self.syn_payload):
+                if not flags & RST:
+                    self._send_bare(seg.ack, 0, RST, 0, b"")
+                return
+            if flags & RST:
+                self._die(Failure(errno.ECONNREFUSED), now, seg)
+                return
+        elif flags & RST:
+            return
+        if not flags & SYN:
+            return
+        if 0 <= seg.mss < self.config.min_mss:
+            self.counters.add("TCPMinMSSReject")
+            self._send_bare(seg.ack, (seg.seq + 1) & MASK, RST | ACK, 0, b"")
+            self._die(Failure(errno.EPROTO), now, seg)
+            return
+        self.irs = seg.seq
+        self.rcv_nxt = (seg.seq + 1) & MASK
+        self.rcv_right = (self.rcv_nxt + self._syn_window()) & MASK
+        self._take_syn_options(seg)
+        if flags & ACK:
+            self._on_syn_ack(seg, now)
+        elif self._on_syn(seg, now):  # both ends opened at once (RFC 9293 §3.5 figure 7)
+            self.state = State.SYN_RECEIVED
+            self._crossed = True
+            self.snd_nxt = (self.iss + 1) & MASK
+            self._send_syn_ack(now)
+            self._arm_syn(now)
+
+    def _on_syn_ack(self, seg: Segment, now: float) -> None:
+        acked = (seg.ack - self.iss - 1) & MASK
+        self.syn_payload_acked = acked
+        self.snd_una = self.snd_nxt = seg.ack
+        self._rack_fack = self._rack_round = self._limited_until = seg.ack
+        self.bytes_sent += acked
+        self.bytes_acked += acked
+        if not self._on_syn(seg, now):
+            return
+        self._establish(now)
+        rest = self.syn_payload[acked:]
+        if rest:
+            self.counters.add("TCPFastOpenActiveFail")
+            self._on_syn_payload_unacked(rest, now)
+        self._handshake_ack_due = True
+        self._on_established(now)
+        if self.state is State.ESTABLISHED and (seg.length or seg.flags & 1):
+            seg.seq = self.rcv_nxt
+            self._process_data(seg, now)
+        self._wake()
+
+    def _on_segment_syn_received(self, seg: Segment, now: float) -> None:
+        """RFC 9293 §3.10.7.4 for SYN-RECEIVED; becomes ESTABLISHED by the ACK of our SYN."""
+        flags = seg.flags
+        if flags & SYN:
+            if seg.seq == self.irs:  # it did not get our answer: repeat it
+                if flags & ACK and seg.ack == self.snd_nxt:
+                    self._passive_established(seg, now)  # crossed SYNs
+                    if self.state is State.ESTABLISHED:
+                        self._ack_state = ACK_NOW
+                        self._wake()
+                elif now >= self._oow_ack_at:
+                    self._oow_ack_at = now + 0.5
+                    self._send_syn_ack(now)
+            else:
+                self._challenge_ack(now)
+            return
+        offset = (seg.seq - self.rcv_nxt) & MASK
+        room = (self.rcv_right - self.rcv_nxt) & MASK
+        if flags & RST:
+            if offset == 0:
+                self._die(Failure(errno.ECONNRESET), now, seg)
+            elif offset < room:
+                self._challenge_ack(now)
+            return
+        if offset > room and (offset + seg.length) & MASK >= HALF:
+            self._reject(now, seg.length > 0)
+            return
+        if not flags & ACK:
+            return
+        if seg.ack != self.snd_nxt:
+            self._send_bare(seg.ack, 0, RST, 0, b"")
+            return
+        if not self._on_options(seg, now) or self.state is not State.SYN_RECEIVED:
+            return
+        self._passive_established(seg, now)
+        if self.state is not State.ESTABLISHED:
+            return
+        if self.timestamps and seg.ts_val >= 0 and not (seg.ts_val - self._ts_recent) & HALF:
+            self._ts_recent = seg.ts_val
+            self._ts_recent_at = now
+        if seg.length or flags & 1:
+            self._process_data(seg, now)
+            self._wake()
+
+    def _passive_established(self, seg: Segment, now: float) -> None:
+        self.snd_una = self.snd_nxt
+        self.snd_wnd = self.snd_max_wnd = (
+            seg.window if seg.flags & SYN else seg.window << self.snd_wscale
+        )
+        self._snd_wl1 = seg.seq
+        self._snd_wl2 = seg.ack
+        self._establish(now)
+        rest = self.syn_payload if self._crossed else b""
+        if rest:
+            self._on_syn_payload_unacked(rest, now)
+        self._on_established(now)
+        if self._unsent.size or self._fin_queued:
+            self._wake()

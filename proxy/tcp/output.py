@@ -1,0 +1,512 @@
+"""Building and sending: new data, retransmissions, ACKs, RSTs, pacing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.seg import build_header, timestamps_option
+from proxy.tcp.buffers import split_chunks
+from proxy.tcp.core import (
+    ACK,
+    ACK_NONE,
+    ACK_NOW,
+    CA_OPEN,
+    FIN,
+    INFINITE,
+    LOSS_TIMER_OFF,
+    LOSS_TIMER_PERSIST,
+    LOSS_TIMER_RTO,
+    LOSS_TIMER_TLP,
+    MASK,
+    PSH,
+    RST,
+    ConnectionCore,
+)
+from proxy.tcp.states import State
+from proxy.tcp.transmission import Transmission
+from proxy.wire.tcp_options import sack_option
+
+if TYPE_CHECKING:
+    from proxy.tcp.buffers import Buffer
+
+MAX_PAYLOAD = 65400
+"""Largest super-segment: an IP packet of 65535 bytes less the longest headers."""
+HALF = 0x80000000
+PACE_SLACK = 0.004
+"""How much unused sending time may be made up for: timers of the loop are late by about 1 ms."""
+PACE_BURST = 0.001
+"""A burst holds this many seconds of the rate (Linux: tcp_tso_autosize, sk_pacing_shift)."""
+MIN_PACED_RTT = 0.001
+
+ESTABLISHED = State.ESTABLISHED
+CLOSE_WAIT = State.CLOSE_WAIT
+FIN_WAIT_1 = State.FIN_WAIT_1
+CLOSING = State.CLOSING
+LAST_ACK = State.LAST_ACK
+
+
+class Output(ConnectionCore):
+    """What leaves. Only ``poll`` sends data and ACKs; RSTs and challenge ACKs go at once."""
+
+    __slots__ = ()
+
+    # -- poll -----------------------------------------------------------------------------------
+
+    def poll(self, now: float) -> None:
+        """Send what may be sent: lost data first, then new data, then the pending ACK."""
+        if self._handshake_ack_due:
+            self._send_handshake_ack(now)
+        state = self.state
+        if (
+            state is ESTABLISHED
+            or state is CLOSE_WAIT
+            or state is FIN_WAIT_1
+            or state is CLOSING
+            or state is LAST_ACK
+        ):
+            self._pace_at = INFINITE
+            if self._lost_bytes:
+                self._retransmit_lost(now)
+            if not self._lost_bytes and (
+                self._unsent.size or (self._fin_queued and not self._fin_sent)
+            ):
+                self._send_new(now)
+        if self._ack_state == ACK_NOW or self._ack_options_due:
+            self._send_ack(now)
+        self._arm()
+
+    def _arm(self) -> None:
+        """Tell the host if the earliest deadline moved forward."""
+        earliest = min(
+            self._loss_at, self._reorder_at, self._ack_at, self._pace_at, self._idle_at,
+            self._life_at,
+        )  # fmt: skip
+        if earliest < self._armed_at:
+            self._armed_at = earliest
+            self.host.arm(self)
+
+    def request_ack(self) -> None:
+        """Send a pure ACK at the next ``poll`` even if data goes out (for one-shot options)."""
+        self._ack_options_due = True
+        self._wake()
+
+    # -- new data -------------------------------------------------------------------------------
+
+    def _send_new(self, now: float) -> None:
+        unsent = self._unsent
+        flight = self._flight
+        if not flight:
+            self._restart_after_idle(now)
+        rate = self.pacing_rate
+        sent = False
+        while True:
+            size = unsent.size
+            room = self.cwnd - self.bytes_in_flight
+            window = self.snd_wnd - ((self.snd_nxt - self.snd_una) & MASK)
+            if size:
+                if rate and now < self._pace_next:
+                    self._pace_at = self._pace_next
+                    break
+                count = self._sendable(size, room, window)
+                if not count:
+                    break
+            elif self._fin_queued and not self._fin_sent and window > 0:
+                count = 0
+            else:
+                break
+            self._send_one(count, now)
+            sent = True
+        if sent:
+            if self.bytes_in_flight + self._effective_mss > self.cwnd:
+                self._limited_until = self.snd_nxt
+            self._schedule_loss_timer(now)
+        elif not flight and self._loss_kind == LOSS_TIMER_OFF:
+            self._schedule_loss_timer(now)
+
+    def _sendable(self, size: int, room: int, window: int) -> int:
+        """Bytes of new data for one super-segment now; 0: wait."""
+        mss = self._effective_mss
+        count = MAX_PAYLOAD - MAX_PAYLOAD % mss
+        rate = self.pacing_rate
+        if rate:
+            burst = int(rate * PACE_BURST)
+            if burst < count:
+                count = burst - burst % mss if burst > 2 * mss else 2 * mss
+        if size <= count:
+            count = size
+        limit = self._segment_limit(self.snd_nxt)
+        if limit < count:
+            count = limit
+        if count <= room and count <= window:
+            return count
+        if window <= room:
+            return self._window_limited(count, window, mss)
+        # The window of congestion control is the limit: full segments only, and not a dribble of
+        # them for every ACK (Linux: tcp_tso_should_defer), for each one costs a whole traversal.
+        if room < mss:
+            if self.bytes_in_flight or room < 0:
+                return 0
+            return min(count, mss, window)
+        goal = min(count, self.cwnd >> 3)
+        if room < goal and self.bytes_in_flight > self.cwnd >> 1:
+            self._limited_until = (self.snd_nxt + 1) & MASK
+            return 0
+        return room - room % mss
+
+    def _window_limited(self, count: int, window: int, mss: int) -> int:
+        """Sender's side of silly window avoidance (RFC 9293 §3.8.6.2.1)."""
+        if window >= mss:
+            return window - window % mss
+        if window > 0 and (
+            window * 2 >= self.snd_max_wnd or (not self._flight and count <= window)
+        ):
+            return window
+        return 0
+
+    def _send_one(self, count: int, now: float) -> None:
+        """Send ``count`` bytes of new data, with FIN if they are the last."""
+        unsent = self._unsent
+        seq = self.snd_nxt
+        chunks: list[Buffer] = unsent.take(count) if count else []
+        fin = self._fin_queued and not unsent.size
+        end = (seq + count + (1 if fin else 0)) & MASK
+        tx = Transmission(seq, end, chunks, fin, now)
+        tx.delivered = self._delivered
+        if not self._flight:
+            self._delivered_at = self._rate_sent_at = now
+        tx.delivered_at = self._delivered_at
+        tx.rate_sent_at = self._rate_sent_at
+        tx.app_limited = not unsent.size
+        self._flight.append(tx)
+        self.snd_nxt = end
+        self.bytes_in_flight += count + 1 if fin else count
+        self.bytes_sent += count
+        if fin:
+            self._fin_sent = True
+        if self._stalled_since == INFINITE:
+            self._stalled_since = now
+        self._transmit(tx, count, now)
+
+    def _transmit(self, tx: Transmission, length: int, now: float) -> None:
+        """Build and hand over one (re)transmission."""
+        seq = tx.seq
+        fin = tx.fin
+        options = self._data_options(seq, length, fin)
+        if self.timestamps:
+            options = (
+                timestamps_option(
+                    (int(now * 1000.0) + self._ts_offset) & MASK,
+                    self._ts_recent if self._ts_recent >= 0 else 0,
+                )
+                + options
+            )
+        full_ack = True
+        reassembly = self._reassembly
+        if (reassembly is not None and reassembly.ranges) or self._dsack is not None:
+            sack = self._sack_blocks(40 - len(options))
+            full_ack = bool(sack)
+            options += sack
+        flags = ACK
+        if fin:
+            flags |= FIN | PSH
+        elif not self._unsent.size:
+            flags |= PSH
+        local = self.local
+        remote = self.remote
+        header = build_header(
+            local.ip, remote.ip, local.port, remote.port, seq, self.rcv_nxt, flags,
+            self._advertised_window() >> self.rcv_wscale, options, length, self.mss - len(options),
+        )  # fmt: skip
+        self.host.transmit([header, *tx.chunks])
+        rate = self.pacing_rate
+        if rate:
+            earliest = now - PACE_SLACK
+            start = self._pace_next
+            self._pace_next = (earliest if start < earliest else start) + length / rate
+        self._quick_acks = 0  # data flows our way too: ACKs may ride on it (Linux: pingpong)
+        if full_ack:
+            self._ack_was_sent()
+
+    def _restart_after_idle(self, now: float) -> None:
+        """RFC 5681 §4.1: a window that was not used lately says nothing about the path."""
+        idle = now - self._delivered_at
+        if idle > self.rto and self._delivered:
+            self.congestion.on_restart(idle / self.rto)
+            self._take_congestion_window()
+            self._delivered_at = now
+
+    def send_capacity(self, now: float) -> int:
+        """Bytes of new data that may go to the network at once (the packet scheduler's input)."""
+        state = self.state
+        if (state is not ESTABLISHED and state is not CLOSE_WAIT) or self._fin_queued:
+            return 0
+        if self._lost_bytes or (self.pacing_rate and now < self._pace_next):
+            return 0
+        queued = self._unsent.size
+        room = self.cwnd - self.bytes_in_flight
+        window = self.snd_wnd - ((self.snd_nxt - self.snd_una) & MASK)
+        capacity = (room if room < window else window) - queued
+        if capacity < self._effective_mss and self.bytes_in_flight + queued:
+            return 0
+        return capacity if capacity > 0 else 0
+
+    def _take_congestion_window(self) -> None:
+        """Copy the controller's decisions to where schedulers read them."""
+        congestion = self.congestion
+        self.cwnd = congestion.cwnd
+        self.ssthresh = congestion.ssthresh
+        srtt = self.srtt
+        if srtt >= MIN_PACED_RTT and self.config.pacing:
+            self.pacing_rate = congestion.pacing_rate(srtt)
+        else:
+            self.pacing_rate = 0.0
+
+    # -- retransmissions ------------------------------------------------------------------------
+
+    def _retransmit_lost(self, now: float) -> None:
+        """Send again what is marked lost, in order, as the congestion window allows."""
+        mss = self._effective_mss
+        index = 0
+        sent = False
+        flight = self._flight
+        while self._lost_bytes and index < len(flight):
+            tx = flight[index]
+            if not tx.lost:
+                index += 1
+                continue
+            if self.pacing_rate and now < self._pace_next:
+                self._pace_at = self._pace_next
+                break
+            room = self.cwnd - self.bytes_in_flight
+            if room < mss and room < ((tx.end - tx.seq) & MASK) and self.bytes_in_flight:
+                break
+            self._retransmit(index, max(room, mss), now)
+            index += 1
+            sent = True
+        if sent:
+            self._schedule_loss_timer(now)
+
+    def _retransmit(self, index: int, limit: int, now: float) -> None:
+        """Send record ``index`` again, at most about ``limit`` bytes of it (it is split)."""
+        tx = self._flight[index]
+        length = (tx.end - tx.seq) & MASK
+        mss = self._effective_mss
+        allowed = limit - limit % mss if limit > mss else mss
+        allowed = min(allowed, MAX_PAYLOAD - MAX_PAYLOAD % mss, self._segment_limit(tx.seq))
+        if self.pacing_rate:
+            burst = int(self.pacing_rate * PACE_BURST)
+            allowed = min(allowed, max(burst - burst % mss, 2 * mss))
+        if length - (1 if tx.fin else 0) > allowed:
+            self._split(index, allowed)
+            length = allowed
+        if tx.lost:
+            tx.lost = False
+            self._lost_bytes -= length
+            self.bytes_in_flight += length
+        tx.retransmitted += 1
+        tx.sent_at = now
+        tx.delivered = self._delivered
+        tx.delivered_at = self._delivered_at
+        tx.rate_sent_at = self._rate_sent_at
+        self._prr_out += length
+        if self._undo_marker >= 0:
+            self._undo_bytes += length
+            if self._undo_ts < 0:
+                self._undo_ts = (int(now * 1000.0) + self._ts_offset) & MASK
+        payload = length - 1 if tx.fin else length
+        self.bytes_retransmitted += payload
+        self.counters.add("TcpRetransSegs")
+        self._transmit(tx, payload, now)
+
+    def _split(self, index: int, count: int) -> None:
+        """Cut record ``index`` after ``count`` bytes of payload."""
+        tx = self._flight[index]
+        head, rest = split_chunks(tx.chunks, count)
+        middle = (tx.seq + count) & MASK
+        other = Transmission(middle, tx.end, rest, tx.fin, tx.sent_at)
+        other.first_sent = tx.first_sent
+        other.retransmitted = tx.retransmitted
+        other.sacked = tx.sacked
+        other.lost = tx.lost
+        other.delivered = tx.delivered
+        other.delivered_at = tx.delivered_at
+        other.rate_sent_at = tx.rate_sent_at
+        other.app_limited = tx.app_limited
+        tx.chunks = head
+        tx.end = middle
+        tx.fin = False
+        self._flight.insert(index + 1, other)
+
+    # -- the loss timer -------------------------------------------------------------------------
+
+    def _current_rto(self) -> float:
+        """RTO with back-off (RFC 6298 §5.5)."""
+        cap = self.rto_backoff_cap
+        if cap is None:
+            cap = self.config.max_rto
+        rto = self.rto
+        backed_off = rto * (1 << min(self.rto_count, 20))
+        return max(rto, min(backed_off, cap))
+
+    def _schedule_loss_timer(self, now: float) -> None:
+        """One of RTO, tail loss probe and persist timer (RFC 8985 §7.2, RFC 9293 §3.8.6.1)."""
+        flight = self._flight
+        if not flight:
+            self._rto_at = INFINITE
+            if self._unsent.size or (self._fin_queued and not self._fin_sent):
+                self._schedule_persist(now)
+            else:
+                self._loss_at = INFINITE
+                self._loss_kind = LOSS_TIMER_OFF
+            return
+        if self._rto_at == INFINITE:
+            self._rto_at = now + self._current_rto()
+        if (
+            self._ca_state == CA_OPEN
+            and self._tlp_end < 0
+            and self.sack_permitted
+            and not self.rto_count
+            and not self._sacked_bytes
+        ):
+            srtt = self.srtt
+            probe = now + (max(2.0 * srtt, 0.01) if srtt else self.config.initial_rto)
+            if self.bytes_in_flight <= self._effective_mss:
+                probe += self.config.min_rto  # the ACK of a lone segment may be delayed
+            if probe < self._rto_at:
+                self._loss_at = probe
+                self._loss_kind = LOSS_TIMER_TLP
+                return
+        self._loss_at = self._rto_at
+        self._loss_kind = LOSS_TIMER_RTO
+
+    def _schedule_persist(self, now: float) -> None:
+        """Nothing in flight and yet data waits: the peer's window is too small, or pacing."""
+        if self._pace_at != INFINITE:
+            self._loss_at = INFINITE
+            self._loss_kind = LOSS_TIMER_OFF
+            return
+        if self._loss_kind != LOSS_TIMER_PERSIST:
+            self._probe_count = 0
+        pause = min(self.rto * (1 << min(self._probe_count, 20)), self.config.max_rto)
+        self._loss_at = now + max(pause, self.config.min_rto)
+        self._loss_kind = LOSS_TIMER_PERSIST
+
+    # -- ACK, RST -------------------------------------------------------------------------------
+
+    def _advertised_window(self) -> int:
+        """Bytes from ``rcv_nxt`` on that this segment promises, a multiple of the window scale.
+
+        Moves ``rcv_right``, never to the left (RFC 9293 §3.8.6.2.2).
+        """
+        rcv_nxt = self.rcv_nxt
+        current = (self.rcv_right - rcv_nxt) & MASK
+        if current >= HALF:
+            current = 0
+        window = self._receive_window()
+        shift = self.rcv_wscale
+        if window < current + self._rcv_mss and (
+            window <= current or 2 * (window - current) < self._rcv_buffer
+        ):
+            # No silly increase, and rounding must not take back what was promised; but rounding
+            # up again and again must not creep beyond the buffer either.
+            edge = (current + (1 << shift) - 1) >> shift << shift
+            if edge - window > 65536:
+                edge = current >> shift << shift
+        else:
+            edge = window >> shift << shift
+        if edge > 65535 << shift:
+            edge = 65535 << shift
+        if edge > current:
+            self.rcv_right = (rcv_nxt + edge) & MASK
+        return edge
+
+    def _ack_was_sent(self) -> None:
+        self._ack_state = ACK_NONE
+        self._ack_at = INFINITE
+        self._unacked_bytes = 0
+        self._last_ack_sent = self.rcv_nxt
+        self._dsack = None
+
+    def _sack_blocks(self, room: int) -> bytes:
+        if not self.sack_permitted or room < 12:
+            return b""
+        reassembly = self._reassembly
+        blocks = reassembly.blocks() if reassembly is not None else []
+        if self._dsack is not None:
+            blocks.insert(0, self._dsack)  # RFC 2883 §4: the first block
+        return sack_option(blocks, room)
+
+    def _ts_option(self, now: float) -> bytes:
+        if not self.timestamps:
+            return b""
+        return timestamps_option(
+            (int(now * 1000.0) + self._ts_offset) & MASK,
+            self._ts_recent if self._ts_recent >= 0 else 0,
+        )
+
+    def _send_ack(self, now: float) -> None:
+        """One pure ACK, with SACK blocks and what the subclass adds."""
+        self._ack_options_due = False
+        self._emit(self.snd_nxt, ACK, self._ts_option(now) + self._ack_options())
+        if self._quick_acks:
+            self._quick_acks -= 1
+
+    def _send_handshake_ack(self, now: float) -> None:
+        self._handshake_ack_due = False
+        self._emit(self.snd_nxt, ACK, self._ts_option(now) + self._handshake_ack_options())
+
+    def _emit(self, seq: int, flags: int, options: bytes) -> None:
+        """Send a segment without payload that acknowledges ``rcv_nxt``."""
+        if self._dsack is not None or (self._reassembly is not None and self._reassembly.ranges):
+            options += self._sack_blocks(40 - len(options))
+        self._send_bare(
+            seq, self.rcv_nxt, flags, self._advertised_window() >> self.rcv_wscale, options
+        )
+        self._ack_was_sent()
+
+    def _send_bare(self, seq: int, ack: int, flags: int, window: int, options: bytes) -> None:
+        local = self.local
+        remote = self.remote
+        header = build_header(
+            local.ip, remote.ip, local.port, remote.port, seq, ack, flags, window, options, 0, 0
+        )
+        self.host.transmit([header])
+
+    def _send_probe_ack(self, now: float) -> None:
+        """A segment just left of the window: the peer must answer it (keepalive, zero window)."""
+        self._emit((self.snd_una - 1) & MASK, ACK, self._ts_option(now) + self._ack_options())
+
+    def _send_reset(self, now: float) -> None:
+        """RST of a synchronized connection, acknowledging what was received."""
+        options = self._ts_option(now) + self._rst_options()
+        self._send_bare(self.snd_nxt, self.rcv_nxt, RST | ACK, 0, options)
+        self.counters.add("TcpOutRsts")
+
+    def _challenge_ack(self, now: float) -> None:
+        """RFC 5961 §3.2: an ACK that lets a genuine peer correct itself; limited per connection.
+
+        The limit is random, so that nobody can count it from outside (CVE-2016-5696).
+        """
+        if now >= self._challenge_until:
+            self._challenge_until = now + 1.0
+            self._challenge_left = 5 + self.host.rng.getrandbits(3)
+        if self._challenge_left <= 0:
+            self.counters.add("TCPACKSkippedChallenge")
+            return
+        self._challenge_left -= 1
+        self.counters.add("TCPChallengeACK")
+        self._emit(self.snd_nxt, ACK, self._ts_option(now) + self._ack_options())
+
+    def _reject(self, now: float, has_data: bool) -> None:
+        """Answer a segment outside the window by an ACK.
+
+        Without data at most every 500 ms: two confused ends would play ping-pong for ever
+        (Linux: tcp_invalid_ratelimit).
+        """
+        if has_data:
+            self._ack_state = ACK_NOW
+            self._wake()
+        elif now >= self._oow_ack_at:
+            self._oow_ack_at = now + 0.5
+            self._ack_state = ACK_NOW
+            self._wake()
