@@ -15,7 +15,9 @@ import uvloop
 
 from proxy.config import GatewayConfig, ProxyConfig
 from proxy.control import notify
+from proxy.control.schema import StatusSource
 from proxy.control.server import ControlServer
+from proxy.control.status import gateway_status, proxy_status
 from proxy.engine.runtime_socket import Dial, KernelStream
 from proxy.engine.stack import Application, Stack
 from proxy.errors import DeviceError
@@ -53,7 +55,6 @@ class Relay(Protocol):
 
     def on_event(self, stream: Application, kind: Event, now: float) -> None: ...
     def close(self, now: float) -> None: ...
-    def status(self, now: float) -> dict[str, object]: ...
 
 
 class Runtime:
@@ -205,13 +206,8 @@ async def _serve_on(
     loop = asyncio.get_running_loop()
     stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), MptcpConfig(**config.mptcp))
     runtime = Runtime(loop, device, stack)
-    relay: Relay
-    if isinstance(config, ProxyConfig):
-        relay = LanRelay(config, stack, time.time)
-    else:
-        relay = GatewayRelay(config, stack, runtime.dial, time.time)
-    runtime.start(relay)
-    control = ControlServer(config.control.socket, lambda: relay.status(time.monotonic()))
+    source = _start_role(config, runtime)
+    control = ControlServer(config.control.socket, source)
     await control.start()
     # What exists now lives as long as the process: keep the collector off it.
     gc.collect()
@@ -230,6 +226,18 @@ async def _serve_on(
     finally:
         await control.stop()
         runtime.stop()
+
+
+def _start_role(config: ProxyConfig | GatewayConfig, runtime: Runtime) -> StatusSource:
+    stack = runtime.stack
+    now = time.monotonic
+    if isinstance(config, ProxyConfig):
+        proxy = LanRelay(config, stack, time.time, now())
+        runtime.start(proxy)
+        return lambda: proxy_status(proxy, now())
+    gateway = GatewayRelay(config, stack, runtime.dial, now, time.time)
+    runtime.start(gateway)
+    return lambda: gateway_status(gateway, now())
 
 
 def ready_line(config: ProxyConfig | GatewayConfig) -> str:

@@ -14,13 +14,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.config import GatewayConfig
-from proxy.control.schema import Status
 from proxy.convert.auth import Door, Request, Unauthorised
 from proxy.convert.destination import DestinationPolicy
 from proxy.convert.tlv import Error, ErrorCode, Proof, SupportedTcpExtensions
 from proxy.engine.stack import Application, Stack
 from proxy.relay.flow import ByteStream, Flow
-from proxy.relay.status import gateway_status
 from proxy.seg import Segment
 from proxy.tcp.events import Event
 from proxy.wire.address import Address
@@ -140,10 +138,6 @@ class GatewayRelay:
             else:
                 owner.on_event(owner.client, Event.RESET, now)
                 owner.client.abort(now)
-
-    def status(self, now: float) -> Status:
-        """What ``mptcp-proxy status`` shows."""
-        return gateway_status(self, now)
 
     def leave(self, reception: Reception) -> None:
         """A reception is over, one way or the other."""

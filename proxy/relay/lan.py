@@ -12,13 +12,11 @@ from collections.abc import Callable
 
 from proxy.config import ProxyConfig
 from proxy.convert.auth import NONCE_LENGTH, Client, Reply
-from proxy.control.schema import Status
 from proxy.convert.tlv import Error, ErrorCode
 from proxy.engine.stack import Application, Stack
 from proxy.mptcp.connection import MptcpConnection
 from proxy.relay.attempt import Attempt
 from proxy.relay.flow import ByteStream, Flow
-from proxy.relay.status import proxy_status
 from proxy.relay.uplinks import UplinkHealth, preference
 from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
@@ -204,10 +202,6 @@ class LanRelay:
             else:
                 self.abandon(owner, now)
                 owner.lan.abort(now)
-
-    def status(self, now: float) -> Status:
-        """What ``mptcp-proxy status`` shows."""
-        return proxy_status(self, now)
 
     # -- for Opening ----------------------------------------------------------------------------
 

@@ -121,9 +121,6 @@ class Peer:
         for stream in list(self._states):
             stream.abort(now)
 
-    def status(self, now: float) -> dict[str, object]:
-        return {}
-
 
 async def serve(arguments: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
