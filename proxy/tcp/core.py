@@ -90,7 +90,7 @@ class ConnectionCore:
         "_rcv_buffer", "_read_told", "_drs_at", "_drs_copied", "_drs_space", "_drs_rtt",
         "_copied",
         # handshake
-        "syn_payload", "syn_payload_acked", "_peer_scales", "_crossed", "_soft_error",
+        "syn_payload", "syn_payload_acked", "syn_ack_payload", "_peer_scales", "_crossed", "_soft_error",
         "_syn_tries", "_syn_at", "_handshake_ack_due",
         # timers (``INFINITE`` = off)
         "_loss_at", "_loss_kind", "_rto_at", "_reorder_at", "_ack_at", "_pace_at", "_idle_at",
@@ -151,6 +151,7 @@ class ConnectionCore:
         self._last_ack_sent = 0
         self.syn_payload: bytes = b""
         self.syn_payload_acked = 0
+        self.syn_ack_payload: bytes = b""
         self._peer_scales = self._crossed = False
         self._soft_error: Failure | None = None
         self._syn_tries = 0

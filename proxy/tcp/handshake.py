@@ -49,8 +49,10 @@ class Handshake(Receiver):
         self._send_syn(now)
         self._arm_syn(now)
 
-    def _begin(self, now: float) -> None:
+    def _begin(self, now: float, isn: int | None = None) -> None:
         self.iss, self._ts_offset = initial_numbers(self.host.secret, self.key, now)
+        if isn is not None:
+            self.iss = isn
         self.snd_una = self.iss
         self.snd_nxt = (self.iss + 1) & MASK
         self._rack_fack = self._rack_round = self._limited_until = self.snd_nxt
@@ -92,7 +94,8 @@ class Handshake(Receiver):
 
     def _send_syn_ack(self, now: float) -> None:
         options = self._syn_segment_options(now, self.rcv_wscale if self._scaling() else -1)
-        self._send_handshake(self.iss, self.rcv_nxt, SYN | ACK, options, b"")
+        payload = b"" if self._syn_tries else self.syn_ack_payload
+        self._send_handshake(self.iss, self.rcv_nxt, SYN | ACK, options, payload)
         self._last_ack_sent = self.rcv_nxt
         self.rcv_right = (self.rcv_nxt + self._syn_window()) & MASK
 
@@ -134,12 +137,13 @@ class Handshake(Receiver):
 
     # -- passive --------------------------------------------------------------------------------
 
-    def open_passive(self, syn: Segment, now: float) -> None:
+    def open_passive(self, syn: Segment, now: float, isn: int | None = None) -> None:
         """Take a SYN, and keep the SYN-ACK back until ``accept``, ``refuse`` or ``discard``.
 
+        ``isn`` replaces the drawn initial sequence number (stateless handshakes).
         A hook may reset the connection at once: then ``state`` is CLOSED afterwards.
         """
-        self._begin(now)
+        self._begin(now, isn)
         self.state = State.LISTEN
         self.irs = syn.seq
         self.rcv_nxt = (syn.seq + 1) & MASK
@@ -147,11 +151,13 @@ class Handshake(Receiver):
         self._take_syn_options(syn)
         self._on_syn(syn, now)
 
-    def accept(self, now: float, take_syn_payload: bool = False) -> None:
+    def accept(self, now: float, take_syn_payload: bool = False, payload: bytes = b"") -> None:
         """Send the SYN-ACK.
 
         With ``take_syn_payload`` it acknowledges ``syn_payload``, which the caller has consumed;
-        else the peer sends these bytes again.
+        else the peer sends these bytes again. ``payload`` is the start of our stream and goes in
+        the first SYN-ACK only; what the third ACK leaves of it is sent again as ordinary data
+        (``_on_syn_payload_unacked``).
         """
         if self.state is not State.LISTEN:
             return
@@ -161,6 +167,7 @@ class Handshake(Receiver):
             self.bytes_received += taken
         self.state = State.SYN_RECEIVED
         self._syn_at = now
+        self.syn_ack_payload = payload
         self._send_syn_ack(now)
         self._arm_syn(now)
 
@@ -285,19 +292,19 @@ class Handshake(Receiver):
         self._rack_fack = self._rack_round = self._limited_until = seg.ack
         self.bytes_sent += acked
         self.bytes_acked += acked
-        if not self._on_syn(seg, now):
+        self.syn_ack_payload = bytes(seg.payload)
+        self.rcv_nxt = (self.rcv_nxt + seg.length) & MASK
+        self.bytes_received += seg.length
+        if not self._on_syn(seg, now) or self.state is not State.SYN_SENT:
             return
         self._establish(now)
+        self._wake()
         rest = self.syn_payload[acked:]
         if rest:
             self.counters.add("TCPFastOpenActiveFail")
             self._on_syn_payload_unacked(rest, now)
         self._handshake_ack_due = True
         self._on_established(now)
-        if self.state is State.ESTABLISHED and (seg.length or seg.flags & 1):
-            seg.seq = self.rcv_nxt
-            self._process_data(seg, now)
-        self._wake()
 
     def _on_segment_syn_received(self, seg: Segment, now: float) -> None:
         """RFC 9293 §3.10.7.4 for SYN-RECEIVED; becomes ESTABLISHED by the ACK of our SYN."""
@@ -328,7 +335,7 @@ class Handshake(Receiver):
             return
         if not flags & ACK:
             return
-        if seg.ack != self.snd_nxt:
+        if (seg.ack - self.snd_nxt) & MASK > len(self.syn_ack_payload):
             self._send_bare(seg.ack, 0, RST, 0, b"")
             return
         if not self._on_options(seg, now) or self.state is not State.SYN_RECEIVED:
@@ -344,14 +351,18 @@ class Handshake(Receiver):
             self._wake()
 
     def _passive_established(self, seg: Segment, now: float) -> None:
-        self.snd_una = self.snd_nxt
+        acked = (seg.ack - self.snd_nxt) & MASK
+        rest = self.syn_payload if self._crossed else self.syn_ack_payload[acked:]
+        self.bytes_sent += acked
+        self.bytes_acked += acked
+        self.snd_una = self.snd_nxt = seg.ack
+        self._rack_fack = self._rack_round = self._limited_until = seg.ack
         self.snd_wnd = self.snd_max_wnd = (
             seg.window if seg.flags & SYN else seg.window << self.snd_wscale
         )
         self._snd_wl1 = seg.seq
         self._snd_wl2 = seg.ack
         self._establish(now)
-        rest = self.syn_payload if self._crossed else b""
         if rest:
             self._on_syn_payload_unacked(rest, now)
         self._on_established(now)
