@@ -18,10 +18,14 @@ class HyStart:
     Rounds are counted by delivered bytes: one ends when all that was in flight at its start has
     been delivered. A rise of the delay starts Conservative Slow Start, which grows by a quarter;
     if the delay falls below its baseline the rise was jitter and slow start goes on.
+
+    DEVIATION: where the least delay of a whole round of CSS rises by the threshold once more, the
+    queue is certain and slow start ends at once, not after five rounds: with a deep queue these
+    would triple the window, and the delay with it.
     """
 
     __slots__ = ("_baseline", "_css_rounds", "_delivered", "_last_min", "_min", "_round_end",
-                 "_samples", "in_css")  # fmt: skip
+                 "_samples", "_threshold", "in_css")  # fmt: skip
 
     def __init__(self) -> None:
         self._delivered = 0
@@ -29,6 +33,7 @@ class HyStart:
         self._last_min = self._min = _INFINITE
         self._samples = 0
         self._baseline = _INFINITE
+        self._threshold = 0.0
         self._css_rounds = 0
         self.in_css = False
 
@@ -54,17 +59,19 @@ class HyStart:
         elif self._last_min < _INFINITE:
             threshold = min(max(self._last_min / MIN_RTT_DIVISOR, MIN_RTT_THRESH), MAX_RTT_THRESH)
             if self._min >= self._last_min + threshold:
+                self._threshold = threshold
                 self.in_css = True
                 self._baseline = self._min
                 self._css_rounds = 0
 
     def _next_round(self, in_flight: int) -> bool:
         self._round_end = self._delivered + in_flight
+        rising = self._samples >= RTT_SAMPLES and self._min >= self._baseline + self._threshold
         if self._samples >= RTT_SAMPLES or self._last_min == _INFINITE:
             self._last_min = self._min
         self._min = _INFINITE
         self._samples = 0
         if self.in_css:
             self._css_rounds += 1
-            return self._css_rounds >= CSS_ROUNDS
+            return rising or self._css_rounds >= CSS_ROUNDS
         return False

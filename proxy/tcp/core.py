@@ -76,7 +76,7 @@ class ConnectionCore:
         # congestion and recovery
         "congestion", "cwnd", "ssthresh", "_ca_state", "_recovery_point",
         "_prr_delivered", "_prr_out", "_prr_flight", "_undo_marker", "_undo_bytes",
-        "_undo_ts", "_blackout_cwnd", "_tlp_end", "_tlp_is_retransmission", "_dup_acks",
+        "_undo_sent", "_blackout_cwnd", "_tlp_end", "_tlp_is_retransmission", "_dup_acks",
         # RACK (RFC 8985)
         "_rack_at", "_rack_end", "_rack_rtt", "_rack_fack", "_rack_reordering", "_rack_mult",
         "_rack_persist", "_rack_round", "_rack_dsack",
@@ -183,7 +183,8 @@ class ConnectionCore:
         self._ca_state = CA_OPEN
         self._recovery_point = 0
         self._prr_delivered = self._prr_out = self._prr_flight = 0
-        self._undo_marker = self._undo_bytes = self._undo_ts = -1
+        self._undo_marker = self._undo_bytes = -1
+        self._undo_sent = False
         self._blackout_cwnd = 0
         self._tlp_end = -1
         self._tlp_is_retransmission = False

@@ -311,8 +311,7 @@ class Output(ConnectionCore):
         self._prr_out += length
         if self._undo_marker >= 0:
             self._undo_bytes += length
-            if self._undo_ts < 0:
-                self._undo_ts = (int(now * 1000.0) + self._ts_offset) & MASK
+            self._undo_sent = True
         payload = length - 1 if tx.fin else length
         self.bytes_retransmitted += payload
         self.counters.add("TcpRetransSegs")

@@ -189,7 +189,8 @@ class Recovery(Rack):
         if advance:
             self._progress(advance, now)
         self._tlp_on_ack(ack, advance, dsack, now)
-        self._try_undo(ts_ecr, advance, original, now)
+        head = acked[0] if advance and acked and acked[0].seq == una else None
+        self._try_undo(ts_ecr, advance, original, head)
         lost = self._rack_detect(now)
         self._next_state(advance, delivered, lost, blackout, rtt, in_flight, now)
         if advance:
@@ -354,7 +355,7 @@ class Recovery(Rack):
         self._recovery_point = self.snd_nxt
         self._undo_marker = self.snd_una
         self._undo_bytes = 0
-        self._undo_ts = -1
+        self._undo_sent = False
         self._tlp_end = -1
         self._prr_delivered = self._prr_out = 0
         self._prr_flight = ((self.snd_nxt - self.snd_una) & MASK) - self._sacked_bytes + delivered
@@ -392,19 +393,22 @@ class Recovery(Rack):
         self._rack_on_dsack(una)
         self._rack_adapt(una, False)
         self.counters.add("TCPDSACKRecv")
-        if self._undo_marker >= 0:
+        if self._undo_marker >= 0 and (block[0] - self._undo_marker) & MASK < HALF:
             self._undo_bytes -= (block[1] - block[0]) & MASK
 
-    def _try_undo(self, ts_ecr: int, advance: int, original: bool, now: float) -> None:
+    def _try_undo(
+        self, ts_ecr: int, advance: int, original: bool, head: Transmission | None
+    ) -> None:
         """Take back a reduction that was not due (RFC 5682, RFC 3522, RFC 3708)."""
         if self._undo_marker < 0:
             return
-        eifel = (
-            advance > 0 and ts_ecr > 0 and self._undo_ts >= 0 and self._ca_state != CA_OPEN
-            and (ts_ecr - self._undo_ts) & MASK >= HALF
-        )  # fmt: skip
+        eifel = False
+        if head is not None and head.retransmitted == 1 and ts_ecr > 0:
+            # RFC 3522: what filled the hole was sent before its retransmission.
+            again = (int(head.sent_at * 1000.0) + self._ts_offset) & MASK
+            eifel = (ts_ecr - again) & MASK >= HALF and self._ca_state != CA_OPEN
         frto = self._ca_state == CA_LOSS and original and advance > 0
-        dsack = self._undo_bytes <= 0 and self._undo_ts >= 0
+        dsack = self._undo_bytes <= 0 and self._undo_sent
         if not (eifel or frto or dsack):
             if self._ca_state == CA_OPEN and not self._undo_bytes:
                 self._undo_marker = -1
@@ -502,7 +506,7 @@ class Recovery(Rack):
             if self._ca_state != CA_LOSS:
                 self._undo_marker = self.snd_una
                 self._undo_bytes = 0
-                self._undo_ts = -1
+                self._undo_sent = False
                 congestion.on_rto(now)
             else:
                 self._undo_marker = -1
