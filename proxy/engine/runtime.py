@@ -86,20 +86,16 @@ class Runtime:
         if self._timer is not None:
             self._timer.cancel()
 
-    def dial(
-        self, server: Address, done: Callable[[ByteStream | None, int], None]
-    ) -> Dial:
+    def dial(self, server: Address, done: Callable[[ByteStream | None, int], None]) -> Dial:
         """Connect to a server with a kernel socket; ``done(stream | None, errno)`` follows."""
 
         def finished(stream: KernelStream | None, code: int) -> None:
             done(stream, code)
+            if stream is not None:
+                stream.start(self._on_socket_event)
             self.turn()
 
         return Dial(self.loop, server, finished, self._unflushed.append)
-
-    def watch(self, stream: KernelStream) -> None:
-        """Bring the events of a kernel socket to the relay."""
-        stream.start(self._on_socket_event)
 
     def turn(self) -> None:
         """Deliver events, write packets and sockets until nothing is left, then set the timer."""

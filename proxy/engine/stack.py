@@ -163,13 +163,9 @@ class Stack:
                 return local
         raise OSError("no free local port")
 
-    def answer_unreachable(self, syn: Segment, code: int) -> None:
-        """Tell the sender of ``syn`` that its destination cannot be reached (RFC 1122 §3.2.2.1).
-
-        ``code`` is the ICMP destination-unreachable code of IPv4; for IPv6 its counterpart of
-        RFC 4443 §3.1 is sent.
-        """
-        self.transmit([icmp.build_unreachable(syn, code)])
+    def answer_unreachable(self, syn: Segment, why: icmp.Unreachable) -> None:
+        """Tell the sender of ``syn`` that its destination cannot be reached (RFC 1122 §3.2.2.1)."""
+        self.transmit([icmp.build_unreachable(syn, why)])
 
     # -- Host: what connections ask of their stack ----------------------------------------------
 
@@ -264,8 +260,9 @@ class Stack:
         )
 
     def _receive_other(self, packet: bytes, now: float) -> None:
-        error = icmp.parse_error(packet)
-        if error is None:
+        try:
+            error = icmp.parse_icmp(packet)
+        except CodecError:
             self.counters.add("InErrs")
             return
         connection = self.demux.find(error.key)

@@ -22,6 +22,7 @@ from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
 from proxy.wire.address import Address
+from proxy.wire.icmp import Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,8 @@ HEDGE_DELAY = 1.0
 # Conversations that wait for their server, and all that are open: SYN floods from the LAN end here.
 MAX_OPENING = 4096
 MAX_FLOWS = 65536
-# ICMP destination-unreachable codes (RFC 792, RFC 1812 §5.2.7.1).
-HOST = 1
-PROHIBITED = 13
+# By the ICMP code that the gateway names (RFC 8803 §6.2.8, error 97); others count as the host's.
+_ICMP_CODES = {why.value[0]: why for why in Unreachable}
 
 
 class Opening:
@@ -121,7 +121,7 @@ class Opening:
         self.relay.disown(attempt.stream)
         attempt.uplink.unanswered(now)
         if not self.try_next(now) and not self.attempts:
-            self.relay.unreachable(self, HOST, now)
+            self.relay.unreachable(self, Unreachable.HOST, now)
 
     def _repeat(self, attempt: Attempt, challenge: bytes, now: float) -> None:
         """Ask again with the gateway's challenge: our clock is off, or the gateway is new."""
@@ -139,9 +139,10 @@ class Opening:
         """The gateway says why there is no connection: the client is told the same."""
         log.debug("%s: the gateway answers %s", self.destination, error)
         if error.code == ErrorCode.DESTINATION_UNREACHABLE:
-            self.relay.unreachable(self, error.detail[0] if error.detail else HOST, now)
+            code = error.detail[0] if error.detail else -1
+            self.relay.unreachable(self, _ICMP_CODES.get(code, Unreachable.HOST), now)
         elif error.code == ErrorCode.NOT_AUTHORIZED:
-            self.relay.unreachable(self, PROHIBITED, now)
+            self.relay.unreachable(self, Unreachable.PROHIBITED, now)
         else:
             self.relay.refuse(self, now)
 
@@ -241,10 +242,10 @@ class LanRelay:
         self._leave(opening, now)
         opening.lan.refuse(now)
 
-    def unreachable(self, opening: Opening, code: int, now: float) -> None:
+    def unreachable(self, opening: Opening, why: Unreachable, now: float) -> None:
         """Tell the client that its destination cannot be reached."""
         self._leave(opening, now)
-        self.stack.answer_unreachable(opening.syn, code)
+        self.stack.answer_unreachable(opening.syn, why)
         opening.lan.discard(now)
 
     def abandon(self, opening: Opening, now: float) -> None:
