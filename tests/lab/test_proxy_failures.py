@@ -183,11 +183,9 @@ def meddle(lab: Topology, how: str) -> None:
         for index in lab.indices:
             lab.link(index).set(no_syn_data=True)
     elif how == "no MPTCP":
+        rule = "type filter hook prerouting priority -300; reset tcp option mptcp"
         for router in lab.routers:
-            router.run(
-                "iptables", "-t", "mangle", "-A", "FORWARD", "-p", "tcp",
-                "-j", "TCPOPTSTRIP", "--strip-options", "30",
-            )  # fmt: skip
+            router.run("nft", f"table inet meddle {{ chain in {{ {rule}; }}; }}")
 
 
 @pytest.fixture(
@@ -212,7 +210,7 @@ def odd_home(request: pytest.FixtureRequest) -> Iterator[Topology]:
             yield network
 
 
-@pytest.mark.lab("iptables")
+@pytest.mark.lab("nft")
 def test_odd_home_works(odd_home: Topology, tmp_path: Path) -> None:
     nginx = Nginx(odd_home.server, odd_home.namespaces.directory)
     digest = nginx.add("file", 8_000_000)
