@@ -1,0 +1,39 @@
+"""Settings of the MPTCP level, named and defaulted like the kernel's ``net.mptcp`` sysctls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MptcpConfig:
+    """What an operator may change; all times in seconds.
+
+    ``enabled``                         False: connect with plain TCP, take no MP_CAPABLE
+    ``checksum_enabled``                ask for DSS checksums
+    ``allow_join_initial_addr_port``    False sets flag C of MP_CAPABLE
+    ``syn_retrans_before_tcp_fallback`` SYN retransmissions that still carry MP_CAPABLE
+    ``add_addr_timeout``                longest wait before an ADD_ADDR is repeated; 0: never repeat
+    ``close_timeout``                   how long a connection lives without any subflow
+    ``time_wait``                       TIME-WAIT of a subflow after a clean close
+    ``subflows``                        additional subflows of a connection, both directions counted
+    ``add_addr_accepted``               announced addresses that may be joined
+    ``max_half_open_joins``             joins that wait for their third ACK (RFC 7430 §4.1)
+    ``rto_backoff_cap``                 longest RTO of a stale subflow: it doubles as a probe
+    ``early_confirm``                   answer the third ACK at once, so that the peer may join
+    ``scheduler``                       name in the registry of ``proxy.sched``
+    """
+
+    enabled: bool = True
+    checksum_enabled: bool = False
+    allow_join_initial_addr_port: bool = True
+    syn_retrans_before_tcp_fallback: int = 2
+    add_addr_timeout: float = 120.0
+    close_timeout: float = 60.0
+    time_wait: float = 10.0
+    subflows: int = 2
+    add_addr_accepted: int = 0
+    max_half_open_joins: int = 3
+    rto_backoff_cap: float = 0.5
+    early_confirm: bool = True
+    scheduler: str = "default"

@@ -1,0 +1,522 @@
+"""An MPTCP connection: opening, falling back, closing, timers, and the application's methods."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from proxy.errors import LocalProtocolError
+from proxy.mptcp import keys
+from proxy.mptcp.connection_core import INFINITE
+from proxy.mptcp.mapping import RxMapping
+from proxy.mptcp.notes import Fallback, Note
+from proxy.mptcp.paths import Paths
+from proxy.sched.base import create as create_scheduler
+from proxy.seg import dss_option
+from proxy.tcp.events import Event, Failure
+from proxy.tcp.states import State
+from proxy.wire.address import Address
+from proxy.wire.mptcp_options import (
+    REASON_MIDDLEBOX,
+    REASON_UNSPECIFIED,
+    MpCapable,
+    MpFail,
+    MpFastclose,
+    parse_option,
+)
+
+if TYPE_CHECKING:
+    from proxy.mptcp.host import MptcpHost
+    from proxy.mptcp.subflow import Subflow
+    from proxy.seg import Segment
+
+_FAIL_TIMEOUT = 120.0
+
+
+class MptcpConnection(Paths):
+    """The same methods as ``TcpConnection`` for the application, over any number of subflows.
+
+    ``state`` is that of the data level: FIN stands for DATA_FIN. ``eof`` is true once the peer
+    has finished and the application has received every byte.
+    """
+
+    __slots__ = ()
+
+    # -- opening --------------------------------------------------------------------------------
+
+    @classmethod
+    def connect(
+        cls,
+        host: MptcpHost,
+        local: Address,
+        remote: Address,
+        now: float,
+        syn_payload: bytes = b"",
+        uplink: str | None = None,
+    ) -> MptcpConnection:
+        """Open a connection whose initial subflow goes from ``local`` to ``remote``.
+
+        ``syn_payload`` travels in the SYN, outside the data sequence space (RFC 8684 App. B.2);
+        what the SYN-ACK leaves unacknowledged of it becomes the first bytes of the stream.
+        """
+        key = keys.generate(host.rng, host.tokens)
+        mptcp = key is not None and host.mptcp_config.enabled
+        if key is None:
+            host.counters.add("MPTcpExtMPFallbackTokenInit")
+            key = keys.derive(bytes(8))
+        self = cls(host, local, remote, key, active=True)
+        self.syn_payload = syn_payload
+        self.state = State.SYN_SENT
+        subflow = self._new_subflow(local, remote, active=True, initial=True)
+        subflow.uplink = uplink
+        self.initial = subflow
+        if mptcp:
+            host.tokens[key.token] = self
+            host.counters.add("MPTcpExtMPCapableSYNTX")
+        else:
+            subflow.mptcp = False
+            self.fallback = Fallback.AT_HANDSHAKE
+            self.fallback_reason = "MPTCP is off or there is no unique token"
+        subflow.connect(now, syn_payload)
+        return self
+
+    @classmethod
+    def open_passive(
+        cls,
+        host: MptcpHost,
+        syn: Segment,
+        now: float,
+        isn: int | None = None,
+        local_key: bytes | None = None,
+    ) -> MptcpConnection:
+        """A connection for a SYN with MP_CAPABLE, kept waiting until ``accept`` or ``refuse``.
+
+        ``isn`` and ``local_key`` replace what would be drawn (stateless handshakes).
+        """
+        key = keys.derive(local_key) if local_key else keys.generate(host.rng, host.tokens)
+        offer = _capable_of(syn)
+        mptcp = key is not None and offer is not None and key.token not in host.tokens
+        if key is None or not mptcp:
+            host.counters.add("MPTcpExtMPFallbackTokenInit")
+        if key is None:
+            key = keys.derive(bytes(8))
+        local = Address(syn.dst, syn.dport)
+        remote = Address(syn.src, syn.sport)
+        self = cls(host, local, remote, key, active=False)
+        self.state = State.LISTEN
+        subflow = self._new_subflow(local, remote, active=False, initial=True)
+        self.initial = subflow
+        if mptcp and offer is not None:
+            host.counters.add("MPTcpExtMPCapableSYNRX")
+            host.tokens[key.token] = self
+            self.checksum = offer.checksum_required or self.config.checksum_enabled
+            self.remote_denies_initial = offer.no_subflows_here
+        else:
+            subflow.mptcp = False
+            self.fallback = Fallback.AT_HANDSHAKE
+            self.fallback_reason = "no unique token"
+        subflow.open_passive(syn, now, isn)
+        self.syn_payload = subflow.syn_payload
+        return self
+
+    def accept(self, now: float, take_syn_payload: bool = False, payload: bytes = b"") -> None:
+        """Send the SYN-ACK, as ``TcpConnection.accept``."""
+        if self.initial is not None and self.state is State.LISTEN:
+            self.state = State.SYN_RECEIVED
+            self.initial.accept(now, take_syn_payload, payload)
+
+    def refuse(self, now: float) -> None:
+        """Answer the SYN by RST and forget the connection."""
+        if self.initial is not None and self.state is State.LISTEN:
+            self._end()
+            self.initial.mptcp = False  # a RST to a SYN carries no reason (as in Linux)
+            self.subflows.clear()
+            self.initial.refuse(now)
+            self._released()
+
+    def discard(self, now: float) -> None:
+        """Forget the connection in silence."""
+        if self.initial is not None and self.state is State.LISTEN:
+            self._end()
+            self.subflows.clear()
+            self.initial.discard(now)
+            self._released()
+
+    @property
+    def syn_payload_acked(self) -> int:
+        """How much of our SYN's payload the SYN-ACK acknowledged."""
+        return 0 if self.initial is None else self.initial.syn_payload_acked
+
+    @property
+    def syn_ack_payload(self) -> bytes:
+        """What came in the SYN-ACK: before the stream, never part of ``receive``."""
+        return b"" if self.initial is None else self.initial.syn_ack_payload
+
+    # -- the handshake of the initial subflow -------------------------------------------------
+
+    def on_peer_key(self, option: MpCapable, now: float) -> None:
+        """MP_CAPABLE with the peer's key: of a SYN-ACK, or of the third ACK (§3.1)."""
+        derived = keys.derive(option.sender_key)
+        self.remote_key = option.sender_key
+        self.remote_token = derived.token
+        self.rx.start(derived.idsn)
+        # CAP-04: checksums are used if either side asks for them.
+        self.checksum = self.checksum or option.checksum_required or self.config.checksum_enabled
+        self.remote_denies_initial = self.remote_denies_initial or option.no_subflows_here
+
+    def on_handshake(self, subflow: Subflow, now: float) -> None:
+        """The TCP handshake of ``subflow`` is complete."""
+        self._now = now
+        self._usable = None
+        if not subflow.initial:
+            return
+        self.state = State.ESTABLISHED
+        tx = self.tx
+        tx.edge = max(tx.edge, tx.una + subflow.snd_wnd)
+        self.rx.edge = max(self.rx.edge, self.rx.stream.rcv_nxt + self.rx.buffer)
+        self.host.counters.add("MPTcpExtMPCurrEstab")
+        self.host.event(self, Event.ESTABLISHED)
+        if self.fallback is Fallback.NONE:
+            self.path_manager.on_established(self, now)
+        if self.eof or self.tx.fin:
+            self._data_done(now)
+        self.host.wake(self)
+
+    def on_fully_established(self, subflow: Subflow, now: float) -> None:
+        """The peer has proved that it speaks MPTCP (CAP-08)."""
+        subflow.fully_established = True
+        self.fully_established = True
+        self._usable = None
+        if not subflow.active and self.config.early_confirm:
+            subflow.request_ack()  # so that the peer may join before there is any data
+        self.path_manager.on_fully_established(self, now)
+        self.arm()
+        self.host.wake(self)
+
+    # -- falling back (§3.7) --------------------------------------------------------------------
+
+    def may_fall_back(self, subflow: Subflow) -> bool:
+        """Only with one subflow, and nothing sent or received out of order (DSS-11, FB-11)."""
+        return (
+            self.fallback is Fallback.NONE
+            and subflow.initial
+            and self.contiguous
+            and len(self.subflows) == 1
+            and self.rx.stream.fragments == 0
+        )
+
+    def fall_back_at_handshake(self, subflow: Subflow, reason: str, now: float) -> None:
+        """The peer or the path does not take part in MPTCP."""
+        self._become_plain(subflow, Fallback.AT_HANDSHAKE, reason)
+
+    def fall_back(self, subflow: Subflow, reason: str, now: float) -> None:
+        """MPTCP ends in the middle of the stream; nothing is lost."""
+        self._become_plain(subflow, Fallback.INFINITE_MAPPING, reason)
+        held, self._held = self._held, None
+        self._fail_at = INFINITE
+        for chunk in held or ():
+            self.on_plain_data(chunk, now)
+
+    def _become_plain(self, subflow: Subflow, kind: Fallback, reason: str) -> None:
+        if self.fallback is not Fallback.NONE:
+            return
+        self.fallback = kind
+        self.fallback_reason = reason
+        subflow.mptcp = False
+        self._usable = None
+        self._rtx_at = INFINITE
+        self.tx.reinject.clear()
+        self.tx.fin_sent = False  # a DATA_FIN under way becomes a FIN
+        self._forget_token()
+        self.note(Note(Event.FALLBACK, subflow.local, subflow.remote, text=reason))
+        self.host.wake(self)
+
+    def on_infinite_mapping(
+        self, subflow: Subflow, offset: int, seg: Segment, now: float
+    ) -> None:
+        """The peer ends MPTCP: all that follows continues the stream (DSS-11)."""
+        self.host.counters.add("MPTcpExtInfiniteMapRx")
+        if self.may_fall_back(subflow) or self._held is not None:
+            self.fall_back(subflow, "infinite mapping", now)
+        else:
+            self.host.counters.add("MPTcpExtFallbackFailed")
+            subflow.doom(REASON_MIDDLEBOX)
+
+    def _stripped(self, subflow: Subflow, now: float) -> bool:
+        """FB-05, FB-06: data is acknowledged without DATA_ACK and without any option."""
+        if not self.may_fall_back(subflow):
+            if len(self.subflows) > 1 or not subflow.initial:
+                subflow.doom(REASON_MIDDLEBOX)
+                return True
+            return False
+        self._end_mptcp(subflow, "no DATA_ACK for acknowledged data", now)
+        return True
+
+    def _end_mptcp(self, subflow: Subflow, reason: str, now: float) -> None:
+        # One infinite mapping goes out on the next new data, then none any more.
+        self.infinite_seq = subflow.snd_nxt
+        self.host.counters.add("MPTcpExtInfiniteMapTx")
+        self.fall_back(subflow, reason, now)
+        self.on_plain_acked(subflow, now)
+
+    def infinite_mapping(self, subflow: Subflow, seq: int) -> bytes:
+        """The DSS of an infinite mapping for the data at ``seq``; its checksum is 0 (P08)."""
+        ssn = (seq - subflow.tx_base) & 0xFFFFFFFF
+        dsn = self.tx.dsn(ssn - 1)
+        return dss_option(-1, True, dsn, ssn, 0, 0 if self.checksum else -1, False)
+
+    def on_bad_checksum(self, subflow: Subflow, mapping: RxMapping, now: float) -> None:
+        """The bytes of a mapping were changed on the way (FB-07 to FB-10)."""
+        chunks = mapping.chunks or []
+        single = self.may_fall_back(subflow)
+        if single and not self.checksum_seen:
+            # FB-09: nothing was ever right, so a middlebox changes this path's data.
+            self.host.counters.add("MPTcpExtDssFallback")
+            self.fall_back(subflow, "bad checksum on the first mapping", now)
+            for chunk in chunks:
+                self.on_plain_data(chunk, now)
+            return
+        self.fail_dsn = self.rx.dsn(mapping.offset)
+        self.host.counters.add("MPTcpExtMPFailTx")
+        if not single:
+            subflow.doom(REASON_MIDDLEBOX)
+            return
+        # FB-08: the peer will declare the infinite mapping from here on; keep its bytes.
+        self._held = list(chunks)
+        self._fail_at = now + _FAIL_TIMEOUT
+        subflow.send_option(self.fail_option())
+        self.arm()
+
+    def fail_option(self) -> bytes:
+        """MP_FAIL for what ``fail_dsn`` names."""
+        return MpFail(self.fail_dsn).build()
+
+    def on_fail(self, subflow: Subflow, dsn: int, now: float) -> None:
+        """The peer found a bad checksum: end MPTCP, or this subflow (§3.7)."""
+        self.host.counters.add("MPTcpExtMPFailRx")
+        if self.fallback is not Fallback.NONE:
+            return
+        if not self.may_fall_back(subflow):
+            subflow.doom(REASON_MIDDLEBOX)
+            return
+        if self._held is None:
+            self.fail_dsn = self.rx.dsn(self.rx.stream.rcv_nxt)
+            subflow.send_option(self.fail_option())
+            self.host.counters.add("MPTcpExtMPFailTx")
+        self._end_mptcp(subflow, "the peer found a bad checksum", now)
+
+    def on_plain_acked(self, subflow: Subflow, now: float) -> None:
+        """After fall-back, TCP's ACK is all that frees the send buffer."""
+        tx = self.tx
+        if not tx.nxt:
+            return
+        ahead = (subflow.snd_una - subflow.tx_base - 1 - tx.una) & 0xFFFFFFFF
+        if ahead < 0x80000000:
+            tx.release(min(tx.una + ahead, tx.nxt))
+        if self._blocked:
+            self._tell_writable()
+
+    # -- application ----------------------------------------------------------------------------
+
+    def send(self, chunk: bytes | memoryview) -> None:
+        """Queue all of ``chunk``, which must not change any more; see ``send_room``.
+
+        LocalProtocolError after ``shutdown_write``; ignored once the connection is closed.
+        """
+        if self.tx.fin:
+            raise LocalProtocolError("send after shutdown_write")
+        if self.state is not State.CLOSED:
+            self.tx.append(chunk)
+            self.host.wake(self)
+
+    def shutdown_write(self) -> None:
+        """DATA_FIN after what is queued (half-close)."""
+        if not self.tx.fin:
+            self.tx.fin = True
+            self._follow_fins()
+            self.host.wake(self)
+
+    def close(self, now: float) -> None:
+        """``shutdown_write``, and nothing will be received any more."""
+        self.shutdown_write()
+
+    def abort(self, now: float) -> None:
+        """MP_FASTCLOSE on every subflow (RST form, as Linux; FC-02); no event follows."""
+        if self.state is State.CLOSED and not self.subflows:
+            return
+        self._end()
+        for subflow in list(self.subflows):
+            subflow.fastclose = self.fallback is Fallback.NONE
+            subflow.abort(now)
+        self.subflows.clear()
+        self._released()
+
+    def set_scheduler(self, name: str) -> None:
+        """Replace the packet scheduler; ConfigError for an unknown name."""
+        self.scheduler = create_scheduler(name)
+        self.host.wake(self)
+
+    # -- closing (§3.3.3) -----------------------------------------------------------------------
+
+    def _follow_fins(self) -> None:
+        # FIN-03: the states of TCP, for DATA_FINs.
+        if self.state is State.CLOSED or not self._open():
+            return
+        tx, rx = self.tx, self.rx
+        if rx.finished:
+            self.state = State.LAST_ACK if tx.fin else State.CLOSE_WAIT
+            if tx.fin and not tx.fin_acked and self.state is State.FIN_WAIT_1:
+                self.state = State.CLOSING
+        elif tx.fin:
+            self.state = State.FIN_WAIT_2 if tx.fin_acked else State.FIN_WAIT_1
+
+    def _open(self) -> bool:
+        return self.state not in (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED)
+
+    def _data_done(self, now: float) -> None:
+        self._follow_fins()
+        if not (self.tx.fin_acked and self.rx.finished) or self.state is State.CLOSED:
+            return
+        # Both DATA_FINs are acknowledged: the subflows close by themselves (App. D).
+        self._end()
+        for subflow in list(self.subflows):
+            subflow.closing = True
+            self._close_after_end(subflow, now)
+        self.host.event(self, Event.CLOSED)
+        self.host.wake(self)
+        if not self.subflows:
+            self._released()
+
+    def _close_after_end(self, subflow: Subflow, now: float) -> None:
+        if subflow.stale or subflow.state in (State.SYN_SENT, State.SYN_RECEIVED):
+            subflow.doom(REASON_UNSPECIFIED)  # FIN-06
+        else:
+            subflow.shutdown_write()
+
+    def on_plain_closed(self) -> None:
+        """After fall-back both FINs are acknowledged."""
+        if self.state is not State.CLOSED:
+            self._end()
+            self.host.event(self, Event.CLOSED)
+
+    def on_fastclose(self, option: MpFastclose, now: float) -> None:
+        """The peer aborts the connection (FC-01); a wrong key is ignored."""
+        if not keys.same(option.receiver_key, self.local_key.key):
+            return
+        self.host.counters.add("MPTcpExtMPFastcloseRx")
+        if self.state is State.CLOSED:
+            return
+        self.error = Failure(errno.ECONNRESET)
+        self._end()
+        for subflow in self.subflows:
+            subflow.doom(REASON_UNSPECIFIED)
+        self.host.event(self, Event.RESET)
+
+    def _fail(self, subflow: Subflow, now: float) -> None:
+        """The connection dies with ``subflow``: tell the application as TCP would."""
+        if self.state is State.CLOSED:
+            return
+        if self.fallback is not Fallback.NONE and subflow.error is None:
+            self.on_plain_closed()
+        else:
+            self.error = subflow.error or Failure(errno.ECONNRESET)
+            kind = Event.RESET
+            if self.error.icmp_type >= 0:
+                kind = Event.UNREACHABLE
+            elif self.error.errno == errno.ETIMEDOUT:
+                kind = Event.TIMED_OUT
+            self._end()
+            self.host.event(self, kind)
+        for other in self.subflows:
+            other.doom(REASON_UNSPECIFIED)
+        if not self.subflows:
+            self._released()
+
+    def _end(self) -> None:
+        if self._open() and self.state is not State.CLOSED:
+            self.host.counters.add("MPTcpExtMPCurrEstab", -1)
+        self.state = State.CLOSED
+        self._rtx_at = self._life_at = self._fail_at = self._pace_at = INFINITE
+        self._held = None
+        self.tx.reinject.clear()
+        self._forget_token()
+
+    def _forget_token(self) -> None:
+        tokens = self.host.tokens
+        if tokens.get(self.local_key.token) is self:
+            del tokens[self.local_key.token]
+
+    def _released(self) -> None:
+        self.host.forget(self)
+
+    # -- engine ---------------------------------------------------------------------------------
+
+    def poll(self, now: float) -> None:
+        """Send what may be sent, on all subflows."""
+        self._now = now
+        while self.doomed:
+            subflow = self.doomed.pop()
+            if subflow.state is not State.CLOSED:
+                self.reset_subflow(subflow, subflow.reset_reason, now)
+        if self.state is not State.CLOSED:
+            self._pump(now)
+        for subflow in list(self.subflows):
+            if subflow.due:
+                subflow.due = False
+                subflow.poll(now)
+
+    def arm(self) -> None:
+        """A deadline of the connection has become earlier."""
+        self.host.arm(self)
+
+    def next_timeout(self) -> float | None:
+        """When ``on_timeout`` must be called; None: never. Subflows have their own."""
+        earliest = min(self._rtx_at, self._life_at, self._fail_at, self._pace_at)
+        if self.state is not State.CLOSED:
+            if self._signals is not None and self._signals.repeat_at < earliest:
+                earliest = self._signals.repeat_at
+            due = self.path_manager.next_timeout()
+            if due is not None and due < earliest:
+                earliest = due
+        return None if earliest == INFINITE else earliest
+
+    def on_timeout(self, now: float) -> None:
+        """A deadline may have passed; early calls do nothing."""
+        self._now = now
+        if now >= self._pace_at:
+            self._pace_at = INFINITE
+            self.host.wake(self)
+        if now >= self._life_at:
+            self._on_abandoned(now)
+            return
+        if now >= self._fail_at:
+            self._fail_at = INFINITE
+            for subflow in self.subflows:
+                subflow.doom(REASON_MIDDLEBOX)
+        if now >= self._rtx_at:
+            self._on_rtx_timeout(now)
+        if self.state is State.CLOSED:
+            return
+        if self._signals is not None:
+            self._signals.on_timer(now)
+        due = self.path_manager.next_timeout()
+        if due is not None and now >= due:
+            self.path_manager.on_timer(self, now)
+
+    def _on_abandoned(self, now: float) -> None:
+        """No subflow for ``close_timeout`` (FIN-04)."""
+        self._life_at = INFINITE
+        if self.subflows or self.state is State.CLOSED:
+            return
+        self.error = Failure(errno.ETIMEDOUT)
+        self._end()
+        self.host.event(self, Event.TIMED_OUT)
+        self._released()
+
+
+def _capable_of(syn: Segment) -> MpCapable | None:
+    for raw in syn.mptcp:
+        option = parse_option(raw, True, False)
+        if isinstance(option, MpCapable):
+            return option
+    return None

@@ -1,0 +1,177 @@
+"""The state of an MPTCP connection, shared by the classes that ``MptcpConnection`` is made of.
+
+``connection_core`` (state) ← ``data`` (bytes out and in) ← ``paths`` (subflows and the path
+manager) ← ``connection`` (opening, closing, falling back, timers, the application).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from proxy.mptcp.notes import MAX_NOTES, Fallback, Note
+from proxy.mptcp.receive import DataReceiver
+from proxy.mptcp.send import DataSender
+from proxy.sched.base import Scheduler
+from proxy.sched.base import create as create_scheduler
+from proxy.tcp.events import Failure
+from proxy.tcp.states import State
+
+if TYPE_CHECKING:
+    from proxy.mptcp.config import MptcpConfig
+    from proxy.mptcp.host import MptcpHost
+    from proxy.mptcp.keys import Key
+    from proxy.mptcp.subflow import Subflow
+    from proxy.pm.base import Limits, PathManager
+    from proxy.tcp.config import TcpConfig
+    from proxy.wire.address import Address
+
+INFINITE = float("inf")
+
+
+class ConnectionCore:
+    """State only. Offsets count bytes of the stream from 0; times are ``now`` seconds.
+
+    ``local`` and ``remote`` are the addresses of the initial subflow, for ever (JOIN-10).
+    ``doomed`` holds subflows that the next ``poll`` resets. ``checksum``: DSS checksums are on.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_backoff",
+        "_blocked",
+        "_fail_at",
+        "_held",
+        "_last_rx",
+        "_life_at",
+        "_limit",
+        "_notes",
+        "_now",
+        "_pace_at",
+        "_rtx_at",
+        "_signals",
+        "_told",
+        "_usable",
+        "_use_stale",
+        "active",
+        "backlogged",
+        "checksum",
+        "checksum_seen",
+        "config",
+        "contiguous",
+        "doomed",
+        "eof",
+        "error",
+        "fail_dsn",
+        "fallback",
+        "fallback_reason",
+        "fully_established",
+        "host",
+        "infinite_seq",
+        "initial",
+        "limits",
+        "local",
+        "local_key",
+        "path_manager",
+        "pending",
+        "receivable",
+        "remote",
+        "remote_denies_initial",
+        "remote_key",
+        "remote_token",
+        "rx",
+        "scheduler",
+        "state",
+        "subflows",
+        "syn_payload",
+        "tcp_config",
+        "tx",
+        "window_left",
+    )
+
+    def __init__(
+        self, host: MptcpHost, local: Address, remote: Address, key: Key, active: bool
+    ) -> None:
+        self.host = host
+        self.config: MptcpConfig = host.mptcp_config
+        self.tcp_config: TcpConfig = host.tcp_config
+        self.local = local
+        self.remote = remote
+        self.active = active
+        self.state: State = State.CLOSED
+        self.error: Failure | None = None
+        self.syn_payload = b""
+        self._init_protocol(key)
+        self._init_paths()
+        self._init_data()
+
+    def _init_protocol(self, key: Key) -> None:
+        self.local_key = key
+        self.remote_key = b""
+        self.remote_token = 0
+        self.remote_denies_initial = False
+        self.fully_established = False
+        self.checksum = False
+        self.checksum_seen = False
+        self.fallback = Fallback.NONE
+        self.fallback_reason = ""
+        self.contiguous = True
+        self.infinite_seq = -1
+        self.fail_dsn = -1
+        self._held: list[memoryview] | None = None
+        self._notes: deque[Note] | None = None
+        self._rtx_at = INFINITE
+        self._life_at = INFINITE
+        self._fail_at = INFINITE
+        self._pace_at = INFINITE
+        self._backoff = 0
+        self._now = 0.0
+
+    def _init_paths(self) -> None:
+        self.subflows: list[Subflow] = []
+        self.doomed: list[Subflow] = []
+        self.initial: Subflow | None = None
+        self.path_manager: PathManager = self.host.path_manager()
+        self.limits: Limits = limits_of(self.config)
+        self._signals: Signals | None = None
+        self._usable: list[Subflow] | None = None
+        self._use_stale = False
+        self._last_rx: Subflow | None = None
+
+    def _init_data(self) -> None:
+        config = self.tcp_config
+        self.tx = DataSender()
+        self.tx.start(self.local_key.idsn)
+        self.rx = DataReceiver(config.receive_buffer, config.receive_buffer_max)
+        self.scheduler: Scheduler = create_scheduler(self.config.scheduler)
+        self.pending = 0
+        self.window_left = 0
+        self.backlogged = False
+        self._limit = 0
+        self._blocked = False
+        self._told = False
+        self.receivable = 0
+        self.eof = False
+
+    @property
+    def signals(self) -> Signals:
+        """Made when first needed: most connections never announce anything."""
+        raise NotImplementedError
+
+    @property
+    def notes(self) -> deque[Note]:
+        """Details of events, oldest first; the reader removes them. Bounded."""
+        if self._notes is None:
+            self._notes = deque(maxlen=MAX_NOTES)
+        return self._notes
+
+
+def limits_of(config: MptcpConfig) -> Limits:
+    """The path manager's limits as configured."""
+    from proxy.pm.base import Limits
+
+    return Limits(config.subflows, config.add_addr_accepted)
+
+
+if TYPE_CHECKING:
+    from proxy.mptcp.signals import Signals

@@ -1,0 +1,469 @@
+"""Bytes out and in: scheduling, DATA_ACKs, reinjection, the data-level retransmission timer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.mptcp.connection_core import INFINITE, ConnectionCore
+from proxy.mptcp.notes import Fallback
+from proxy.seg import dss_checksum, dss_option
+from proxy.tcp.events import Event
+from proxy.tcp.states import State
+
+if TYPE_CHECKING:
+    from proxy.mptcp.subflow import Subflow
+
+_NO_MAPPING_LIMIT = 1 << 30
+_MIN_RTX = 0.2
+_MAX_RTX = 120.0
+_SEND_FLOOR = 131072
+_LOW_WATER = 4096
+
+_ESTABLISHED = State.ESTABLISHED
+_CLOSE_WAIT = State.CLOSE_WAIT
+
+
+class Data(ConnectionCore):
+    """The data level of RFC 8684 §3.3 over whatever subflows there are."""
+
+    __slots__ = ()
+
+    def arm(self) -> None:
+        """A deadline of the connection has become earlier."""
+        raise NotImplementedError
+
+    def _data_done(self, now: float) -> None:
+        """A DATA_FIN was acknowledged or received in order."""
+        raise NotImplementedError
+
+    # -- who may send -------------------------------------------------------------------------
+
+    def usable_subflows(self) -> list[Subflow]:
+        """Subflows that may carry new data: proven, not closing, not stale."""
+        usable = self._usable
+        if usable is None:
+            usable = self._usable = [
+                s
+                for s in self.subflows
+                if (s.fully_established or (s.initial and s.active))
+                and (s.state is _ESTABLISHED or s.state is _CLOSE_WAIT)
+                and not (s.closing or s.doomed or s.stale)
+            ]
+        return usable
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _pump(self, now: float) -> None:
+        """Give data to the subflows that can send it at once: reinjections first."""
+        self._pace_at = INFINITE
+        tx = self.tx
+        if tx.reinject:
+            self._pump_again(now)
+        if tx.nxt < tx.end:
+            self._pump_new(now)
+        if tx.fin and tx.nxt == tx.end and not tx.fin_sent:
+            self._send_fin(now)
+
+    def _pump_new(self, now: float) -> None:
+        tx = self.tx
+        usable = self.usable_subflows()
+        if not usable:
+            return
+        plain = self.fallback is not Fallback.NONE
+        self.backlogged = (tx.end - tx.una) * 8 >= self._limit * 5
+        self.pending = tx.end - tx.nxt
+        self.window_left = _NO_MAPPING_LIMIT if plain else tx.edge - tx.nxt
+        for subflow in usable:
+            subflow.room = subflow.burst(self.pending, self.window_left, now)
+        while self.pending > 0 and self.window_left > 0:
+            chosen = self.scheduler.get_send(self, usable, now)
+            if chosen is None or chosen.room <= 0:
+                break
+            count = chosen.room
+            if count > self.pending:
+                count = self.pending
+            offset = tx.nxt
+            tx.nxt = offset + count
+            self._push(chosen, offset, count, now)
+            if self.scheduler.duplicates:
+                for other in usable:
+                    if other is not chosen and other.room >= count:
+                        self.contiguous = False
+                        self._push(other, offset, count, now)
+            self.pending -= count
+            if not plain:
+                self.window_left -= count
+            for subflow in usable:
+                # The others' rooms only shrink with the window, which the scheduler sees.
+                if subflow is chosen or subflow.room > self.pending:
+                    subflow.room = subflow.burst(self.pending, self.window_left, now)
+        if self.pending > 0:
+            self._wait_for_room(usable, now)
+
+    def _push(self, subflow: Subflow, offset: int, count: int, now: float) -> None:
+        subflow.push(offset, count, self.tx.slice(offset, count))
+        subflow.due = False
+        subflow.poll(now)
+        if self._rtx_at == INFINITE and self.fallback is Fallback.NONE:
+            self._restart_rtx(now)
+            self.arm()
+
+    def _wait_for_room(self, usable: list[Subflow], now: float) -> None:
+        # Pacing opens by time alone; all else that gives room comes as a segment.
+        at = INFINITE
+        for subflow in usable:
+            pace = subflow.next_release(now)
+            if pace < at:
+                at = pace
+        self._pace_at = at
+        if at != INFINITE:
+            self.arm()
+        elif self.window_left <= 0 and self.fallback is Fallback.NONE:
+            self._when_window_blocked(usable, now)
+
+    def _when_window_blocked(self, usable: list[Subflow], now: float) -> None:
+        # Opportunistic reinjection (RTX-02 c): the head of the window waits on a slow subflow
+        # while a faster one is idle. Once per mapping.
+        tx = self.tx
+        if tx.una < tx.nxt and not tx.reinject and len(usable) > 1:
+            fast = min(usable, key=_srtt)
+            for subflow in self.subflows:
+                if subflow is fast or subflow.srtt <= 2.0 * fast.srtt:
+                    continue
+                head = subflow.mappings.first(tx.una)
+                if head is None or head.reinjected or head.offset > tx.una:
+                    continue
+                if fast.bytes_in_flight < fast.cwnd >> 1:
+                    head.reinjected = True
+                    tx.queue_again(head.offset, head.offset + head.length, subflow)
+                    self._pump_again(now)
+                return
+        elif tx.una == tx.nxt and self._rtx_at == INFINITE:
+            self._restart_rtx(now)  # zero window: probe by timer (WND-07)
+            self.arm()
+
+    def _pump_again(self, now: float) -> None:
+        """Send what a stalled or dead subflow has carried, on others."""
+        tx = self.tx
+        usable = self.usable_subflows()
+        while True:
+            entry = tx.next_again()
+            if entry is None:
+                return
+            size = entry.end - entry.start
+            for subflow in usable:
+                subflow.room = subflow.burst(size, size, now)
+            exclude = entry.exclude
+            if exclude is not None and exclude.state is State.CLOSED:
+                exclude = None
+            chosen = self.scheduler.get_retrans(self, usable, now, exclude)
+            if chosen is None:
+                self._wait_again(usable, exclude, now)
+                return
+            count = min(chosen.room, size)
+            tx.sent_again(entry.start + count)
+            tx.bytes_reinjected += count
+            self.contiguous = False
+            self.host.counters.add("MPTcpExtMPTCPRetrans")
+            self._push(chosen, entry.start, count, now)
+
+    def _wait_again(self, usable: list[Subflow], exclude: Subflow | None, now: float) -> None:
+        for subflow in usable:
+            if subflow is not exclude:
+                pace = subflow.next_release(now)
+                if pace < self._pace_at:
+                    self._pace_at = pace
+        if self._pace_at != INFINITE:
+            self.arm()
+
+    # -- acknowledgements ---------------------------------------------------------------------
+
+    def on_data_ack(
+        self, subflow: Subflow, data_ack: int, is64: bool, window: int, now: float
+    ) -> None:
+        """A DATA_ACK with the window that counts from it (RFC 8684 §3.3.2)."""
+        tx = self.tx
+        offset = tx.ack_offset(data_ack, is64)
+        una = tx.una
+        if offset < una or offset > tx.nxt + tx.fin_sent:
+            return  # old, or for what was never sent (threat 16)
+        edge = offset + window
+        if edge > tx.edge:
+            tx.edge = edge
+        if offset == una:
+            return
+        if offset > tx.end and tx.fin_sent:
+            tx.release(tx.end)
+            if not tx.fin_acked:
+                tx.fin_acked = True
+                self._rtx_at = INFINITE
+                self._data_done(now)
+            return
+        tx.release(offset)
+        self._backoff = 0
+        if offset == tx.nxt and not tx.fin_sent:
+            self._rtx_at = INFINITE
+        else:
+            self._restart_rtx(now)
+        for other in self.subflows:
+            if other.suspect and other is not subflow:
+                self._check_suspect(other)
+        if self._blocked:
+            self._tell_writable()
+
+    def _check_suspect(self, subflow: Subflow) -> None:
+        # Another path made a whole round trip with the bytes that this one was probed for, and
+        # still nothing came back here: send all of the rest over, without waiting for its RTO.
+        head = subflow.mappings.first(self.tx.una)
+        if head is None or not head.reinjected:
+            self.reinject_all(subflow)
+
+    def _tell_writable(self) -> None:
+        if self.send_room() > 0 and not self._blocked:
+            self.host.event(self, Event.WRITABLE)
+
+    def send_room(self) -> int:
+        """Bytes that ``send`` takes now; WRITABLE follows once there is more after a shortage.
+
+        The buffer holds what all paths together carry in two round trips of the slowest (WND-05).
+        """
+        tx = self.tx
+        if tx.fin or self.state is State.CLOSED:
+            return 0
+        windows = 0
+        rate = 0.0
+        slowest = 0.0
+        for subflow in self.subflows:
+            srtt = subflow.srtt
+            if srtt:
+                windows += subflow.cwnd
+                rate += subflow.cwnd / srtt
+                if srtt > slowest:
+                    slowest = srtt
+        limit = _SEND_FLOOR + 2 * max(windows, int(rate * slowest))
+        if limit > self.tcp_config.send_buffer_max:
+            limit = self.tcp_config.send_buffer_max
+        self._limit = limit
+        room = limit - (tx.end - tx.una)
+        low = limit >> 2 if self._blocked else _LOW_WATER
+        if room < low:
+            self._blocked = True
+            return max(room, 0) if room >= _LOW_WATER else 0
+        self._blocked = False
+        return room
+
+    # -- sending again ------------------------------------------------------------------------
+
+    def reinject_all(self, subflow: Subflow) -> None:
+        """Everything sent on ``subflow`` and not DATA_ACKed goes to the others at once."""
+        tx = self.tx
+        for mapping in subflow.mappings.unacked(tx.una):
+            if not mapping.reinjected:
+                mapping.reinjected = True
+                start = max(mapping.offset, tx.una)
+                tx.queue_again(start, mapping.offset + mapping.length, subflow)
+        if tx.reinject:
+            self.host.wake(self)
+
+    def on_suspect(self, subflow: Subflow, now: float) -> None:
+        """A tail loss probe: its oldest bytes go on another subflow as well.
+
+        Two round trips without an ACK cost one super-segment sent twice if the path is alive, and
+        save an RTO if it is not.
+        """
+        head = subflow.mappings.first(self.tx.una)
+        if head is None or len(self.usable_subflows()) < 2:
+            return
+        subflow.suspect = True
+        if not head.reinjected:
+            head.reinjected = True
+            start = max(head.offset, self.tx.una)
+            self.tx.queue_again(start, head.offset + head.length, subflow)
+            self.host.wake(self)
+
+    def _restart_rtx(self, now: float) -> None:
+        longest = _MIN_RTX
+        for subflow in self.subflows:
+            if subflow.srtt and not subflow.stale and subflow.rto > longest:
+                longest = subflow.rto
+        self._rtx_at = now + min(2.0 * longest * (1 << min(self._backoff, 10)), _MAX_RTX)
+
+    def _on_rtx_timeout(self, now: float) -> None:
+        """Nothing was DATA_ACKed for a while (RTX-02 b, FIN-02, WND-07)."""
+        tx = self.tx
+        self._backoff += 1
+        self._rtx_at = INFINITE
+        if self.fallback is not Fallback.NONE or not self.subflows:
+            return
+        if tx.una == tx.nxt and tx.fin_sent and not tx.fin_acked:
+            self._offer_fin()
+        elif tx.una < tx.nxt:
+            self._rescue_head(now)
+        elif tx.nxt < tx.end and tx.edge <= tx.nxt:
+            self.host.counters.add("MPTcpExtWinProbe")
+            for subflow in self.usable_subflows():
+                subflow.probe_window(now)
+        else:
+            return
+        self._restart_rtx(now)
+
+    def _rescue_head(self, now: float) -> None:
+        """The first bytes are acknowledged by a subflow, but not by the connection."""
+        tx = self.tx
+        head = None
+        for subflow in self.subflows:
+            mapping = subflow.mappings.first(tx.una)
+            if mapping is None or mapping.offset > tx.una:
+                continue
+            if not subflow.acknowledged(mapping):
+                if not subflow.stale:
+                    return  # TCP is still at it
+                continue
+            head = mapping
+            if subflow.acks_without_dss and self._stripped(subflow, now):
+                return
+        if tx.reinject:
+            self.host.wake(self)
+            return
+        end = tx.una + 1460 if head is None else head.offset + head.length
+        tx.queue_again(tx.una, min(end, tx.nxt), None)
+        self.host.wake(self)
+
+    def _stripped(self, subflow: Subflow, now: float) -> bool:
+        """Options vanished on the way (FB-05, FB-06); True if that was dealt with."""
+        raise NotImplementedError
+
+    # -- DATA_FIN -----------------------------------------------------------------------------
+
+    def _send_fin(self, now: float) -> None:
+        if self.fallback is not Fallback.NONE:
+            for subflow in self.usable_subflows():
+                self.tx.fin_sent = True
+                subflow.shutdown_write()
+            return
+        if not self.fully_established:
+            return  # the peer may not have our key yet
+        self.tx.fin_sent = True
+        self._backoff = 0
+        self._offer_fin()
+        self._restart_rtx(now)
+        self.arm()
+
+    def _offer_fin(self) -> None:
+        # On every subflow at once, as Linux does (FIN-02).
+        for subflow in self.subflows:
+            if subflow.fully_established and not subflow.closing:
+                subflow.fin_due = True
+                subflow.request_ack()
+
+    def data_fin_option(self, ack: int, ack64: bool) -> bytes:
+        """A DSS with our DATA_FIN alone: SSN 0, length 1 (FIN-01)."""
+        dsn = self.tx.dsn(self.tx.end)
+        checksum = dss_checksum(dsn, 0, 1, ()) if self.checksum else -1
+        return dss_option(ack, ack64, dsn, 0, 1, checksum, True)
+
+    def on_data_fin(self, offset: int, now: float) -> None:
+        """The peer's DATA_FIN, at stream offset ``offset``."""
+        rx = self.rx
+        if rx.finished:
+            self._acknowledge()  # our DATA_ACK was lost (P48)
+        elif rx.data_fin(offset) and rx.stream.rcv_nxt == offset:
+            self._finish_receiving(now)
+
+    def _finish_receiving(self, now: float) -> None:
+        rx = self.rx
+        rx.finished = True
+        rx.stream.clear()
+        self._acknowledge()
+        self.eof = not self.receivable
+        self.host.event(self, Event.EOF)
+        self._data_done(now)
+
+    def _acknowledge(self) -> None:
+        for subflow in self.subflows:
+            if subflow.fully_established:
+                subflow.request_ack()
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def on_data(self, subflow: Subflow, offset: int, payload: memoryview, now: float) -> None:
+        """Mapped payload of a subflow, in the order of the subflow."""
+        rx = self.rx
+        self._now = now
+        self._last_rx = subflow
+        stream = rx.stream
+        grown = rx.insert(offset, payload)
+        if not grown:
+            self._count_disorder()
+            return
+        self.receivable = stream.ready_bytes
+        if not self._told:
+            self._told = True
+            self.host.event(self, Event.READABLE)
+        if stream.rcv_nxt == rx.fin_at and not rx.finished:
+            self._finish_receiving(now)
+
+    def _count_disorder(self) -> None:
+        stream = self.rx.stream
+        counters = self.host.counters
+        if stream.tails:
+            counters.add("MPTcpExtOFOQueueTail", stream.tails)
+        if stream.queued:
+            counters.add("MPTcpExtOFOQueue", stream.queued)
+        if stream.duplicates:
+            counters.add("MPTcpExtDuplicateData", stream.duplicates)
+        if stream.beyond:
+            counters.add("MPTcpExtNoDSSInWindow", stream.beyond)
+        stream.tails = stream.queued = stream.duplicates = stream.beyond = 0
+
+    def on_plain_data(self, payload: memoryview, now: float) -> None:
+        """Payload of a connection that fell back: it continues the stream as it comes."""
+        if self._held is not None:
+            self._held.append(payload)
+            return
+        self._now = now
+        rx = self.rx
+        if rx.finished or not rx.append(payload):
+            return
+        self.receivable = rx.stream.ready_bytes
+        if not self._told:
+            self._told = True
+            self.host.event(self, Event.READABLE)
+
+    def receive(self, limit: int) -> list[memoryview | bytes]:
+        """Take at most ``limit`` bytes of the stream, in order."""
+        self._told = False
+        rx = self.rx
+        if not self.receivable:
+            return []
+        pieces = rx.read(limit)
+        self.receivable = rx.stream.ready_bytes
+        if rx.finished:
+            self.eof = not self.receivable
+            return pieces
+        rx.measure(self._now, self._slowest_round_trip())
+        if rx.update_due():
+            self._update_window()
+        return pieces
+
+    def _slowest_round_trip(self) -> float:
+        slowest = 0.001
+        for subflow in self.subflows:
+            if not subflow.stale:
+                slowest = max(slowest, subflow.receive_rtt())
+        return slowest
+
+    def _update_window(self) -> None:
+        # If the window was all but shut, tell on all subflows: one that is lost costs a probe.
+        shut = self.rx.edge - self.rx.stream.rcv_nxt < 4096
+        last = self._last_rx
+        if not shut and last is not None and last.state is _ESTABLISHED and not last.stale:
+            last.request_ack()
+            return
+        for subflow in self.subflows:
+            if subflow.fully_established or subflow.initial:
+                subflow.request_ack()
+
+
+def _srtt(subflow: Subflow) -> float:
+    return subflow.srtt

@@ -1,0 +1,39 @@
+"""What an MPTCP connection needs from the engine beyond what TCP needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.mptcp.config import MptcpConfig
+from proxy.tcp.host import Host
+
+if TYPE_CHECKING:
+    from proxy.mptcp.connection import MptcpConnection
+    from proxy.pm.base import Endpoint, PathManager
+    from proxy.seg import Segment
+    from proxy.tcp.connection import TcpConnection
+    from proxy.wire.address import Address
+
+__all__ = ["MptcpConfig", "MptcpHost"]
+
+
+class MptcpHost(Host, Protocol):
+    """Implemented by ``engine.stack.Stack`` and by test harnesses."""
+
+    tokens: dict[int, MptcpConnection]
+    """Connections by local token; a connection enters and removes itself."""
+    mptcp_config: MptcpConfig
+    local_addresses: Sequence[Endpoint]
+    """The endpoints of this host, as in ``ip mptcp endpoint``; may be replaced while running."""
+    path_manager: Callable[[], PathManager]
+    """Makes the path manager of one new connection."""
+
+    def register(self, connection: TcpConnection, /) -> None:
+        """Enter a subflow into the demux."""
+
+    def reset(self, segment: Segment, now: float, options: bytes = b"", /) -> None:
+        """Answer ``segment`` by a RST with padded ``options``; may be rate limited."""
+
+    def open_local_port(self, local_ip: bytes, remote: Address, /) -> Address:
+        """``local_ip`` with a port that is free towards ``remote``."""

@@ -1,0 +1,356 @@
+"""Subflows of a connection: joining, failing, recovering, and the path manager's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from proxy.mptcp import keys
+from proxy.mptcp.connection_core import INFINITE
+from proxy.mptcp.data import Data
+from proxy.mptcp.notes import Fallback, Note
+from proxy.mptcp.signals import Signals
+from proxy.mptcp.subflow import Subflow
+from proxy.tcp.events import Event
+from proxy.tcp.states import State
+from proxy.wire.address import Address
+from proxy.wire.mptcp_options import (
+    REASON_MPTCP,
+    REASON_PERFORMANCE,
+    REASON_PROHIBITED,
+    AddAddr,
+    MpJoinSyn,
+    MpTcprst,
+    MptcpOption,
+    parse_option,
+)
+
+if TYPE_CHECKING:
+    from proxy.seg import Segment
+
+_OPENING = (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED)
+
+
+class Paths(Data):
+    """Everything that opens, watches and closes subflows."""
+
+    __slots__ = ()
+
+    def _fail(self, subflow: Subflow, now: float) -> None:
+        """The connection cannot live on."""
+        raise NotImplementedError
+
+    def _released(self) -> None:
+        """The connection is closed and its last subflow is gone."""
+        raise NotImplementedError
+
+    @property
+    def signals(self) -> Signals:
+        """Addresses and priorities; made when first needed."""
+        if self._signals is None:
+            self._signals = Signals(self)
+        return self._signals
+
+    def note(self, note: Note) -> None:
+        """Queue the details of an event, and raise it."""
+        self.notes.append(note)
+        self.host.event(self, note.kind)
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def _new_subflow(
+        self, local: Address, remote: Address, *, active: bool, initial: bool
+    ) -> Subflow:
+        subflow = Subflow(
+            self, local, remote, active=active, initial=initial, config=self.tcp_config
+        )
+        self.subflows.append(subflow)
+        self._usable = None
+        self._life_at = INFINITE
+        self.host.register(subflow)
+        return subflow
+
+    def open_subflow(
+        self,
+        local: Address,
+        remote: Address,
+        now: float,
+        local_id: int = 0,
+        remote_id: int = 0,
+        backup: bool = False,
+        uplink: str | None = None,
+    ) -> Subflow | None:
+        """Join from ``local`` to ``remote``; None if the connection takes no more subflows."""
+        if not self._joinable():
+            return None
+        subflow = self._new_subflow(local, remote, active=True, initial=False)
+        subflow.local_id = local_id
+        subflow.remote_id = remote_id
+        subflow.backup = backup
+        subflow.uplink = uplink
+        subflow.local_nonce = keys.nonce(self.host.rng)
+        self.host.counters.add("MPTcpExtMPJoinSynTx")
+        subflow.connect(now)
+        return subflow
+
+    def _joinable(self) -> bool:
+        # CAP-08, JOIN-11
+        return (
+            self.fully_established
+            and self.fallback is Fallback.NONE
+            and self.state is not State.CLOSED
+            and not (self.tx.fin_acked and self.rx.finished)
+            and len(self.subflows) <= 16
+        )
+
+    def on_join(self, syn: Segment, now: float) -> None:
+        """A SYN with MP_JOIN and our token (RFC 8684 §3.2); answered or reset."""
+        join = _join_of(syn)
+        if join is None:
+            return
+        if join.backup:
+            self.host.counters.add("MPTcpExtMPJoinSynBackupRx")
+        if not self._joinable():
+            self.host.reset(syn, now, MpTcprst(REASON_MPTCP).build())
+            return
+        half_open = sum(1 for s in self.subflows if not s.active and s.state in _OPENING)
+        if half_open >= self.config.max_half_open_joins or not self.may_join(now, None):
+            self.host.counters.add("MPTcpExtMPJoinRejected")
+            self.host.reset(syn, now, MpTcprst(REASON_PROHIBITED, transient=True).build())
+            return
+        if self.initial_denied(join, syn):
+            self.host.reset(syn, now, MpTcprst(REASON_PROHIBITED).build())
+            return
+        subflow = self._new_subflow(
+            Address(syn.dst, syn.dport), Address(syn.src, syn.sport), active=False, initial=False
+        )
+        subflow.remote_id = join.address_id
+        subflow.remote_nonce = join.nonce
+        subflow.peer_backup = join.backup
+        subflow.local_id = self._local_id(syn.dst)
+        subflow.local_nonce = keys.nonce(self.host.rng)
+        subflow.open_passive(syn, now)
+        subflow.accept(now)
+
+    def initial_denied(self, join: MpJoinSyn, syn: Segment) -> bool:
+        """We set flag C, and this join is to our initial address all the same."""
+        return (
+            not self.config.allow_join_initial_addr_port
+            and syn.dst == self.local.ip
+            and syn.dport == self.local.port
+        )
+
+    def _local_id(self, ip: bytes) -> int:
+        if ip == self.local.ip:
+            return 0
+        for endpoint in self.host.local_addresses:
+            if endpoint.ip == ip:
+                return endpoint.id
+        return 0
+
+    def may_join(self, now: float, joining: Subflow | None) -> bool:
+        """Whether the path manager takes one more subflow (``joining`` counts already)."""
+        if not self._joinable():
+            return False
+        if joining is None:
+            return self.path_manager.accepts_join(self, now)
+        return True
+
+    # -- established ----------------------------------------------------------------------------
+
+    def on_join_complete(self, subflow: Subflow, now: float) -> None:
+        """Both HMACs are right and the handshake of a join is over."""
+        subflow.fully_established = True
+        self.contiguous = False
+        self._usable = None
+        self.note(
+            Note(Event.SUBFLOW_ESTABLISHED, subflow.local, subflow.remote, subflow.remote_id)
+        )
+        if self.tx.fin_sent and not self.tx.fin_acked:
+            subflow.fin_due = True
+            subflow.request_ack()
+        self.path_manager.on_subflow_established(self, subflow, now)
+        self.host.wake(self)
+
+    # -- trouble --------------------------------------------------------------------------------
+
+    def on_subflow_timeout(self, subflow: Subflow, now: float) -> None:
+        """An RTO: its data goes to others, and it only probes until it answers (STALE-01)."""
+        if not subflow.fully_established or subflow.state in _OPENING:
+            return
+        self._usable = None
+        others = [s for s in self.usable_subflows() if s is not subflow and not s.rto_count]
+        if not others:
+            return
+        self.reinject_all(subflow)
+        if not subflow.stale:
+            subflow.stale = True
+            subflow.rto_backoff_cap = self.config.rto_backoff_cap
+            self._usable = None
+            self.host.counters.add("MPTcpExtSubflowStale")
+
+    def on_recovered(self, subflow: Subflow, now: float) -> None:
+        """Any ACK of a stale subflow: it is used again."""
+        subflow.stale = False
+        subflow.rto_backoff_cap = None
+        self._usable = None
+        self.host.counters.add("MPTcpExtSubflowRecover")
+        self.host.wake(self)
+
+    def _all_stale(self) -> None:
+        # The last usable one is gone: what is stale is better than nothing.
+        self._usable = None
+        if not self.usable_subflows():
+            for subflow in self.subflows:
+                if subflow.stale and not subflow.closing and not subflow.doomed:
+                    subflow.stale = False
+            self._usable = None
+
+    # -- closing ------------------------------------------------------------------------------
+
+    def may_close(self, subflow: Subflow) -> bool:
+        """FIN-05: never the last subflow while data is not DATA_ACKed."""
+        if self.tx.una >= self.tx.end and not (self.tx.fin and not self.tx.fin_acked):
+            return True
+        return any(s is not subflow for s in self.usable_subflows())
+
+    def close_subflow(self, subflow: Subflow, now: float) -> None:
+        """Close one subflow; what it has not delivered goes over others."""
+        if subflow.closing or subflow.doomed:
+            return
+        self.reinject_all(subflow)
+        subflow.closing = True
+        self._usable = None
+        self.host.counters.add("MPTcpExtRmSubflow")
+        if subflow.stale or not subflow.fully_established or subflow.state in _OPENING:
+            self.reset_subflow(subflow, REASON_PERFORMANCE, now)
+        else:
+            subflow.close(now)
+
+    def reset_subflow(self, subflow: Subflow, reason: int, now: float) -> None:
+        """RST with MP_TCPRST ``reason`` (RFC 8684 §3.6)."""
+        subflow.reset_reason = reason
+        subflow.abort(now)
+        self.drop_subflow(subflow, now)
+
+    def drop_subflow(self, subflow: Subflow, now: float) -> None:
+        """A subflow that we ended ourselves: forget it, and tell the path manager."""
+        if subflow.state is not State.CLOSED:
+            subflow.discard(now)
+        self.reinject_all(subflow)
+        self.on_subflow_gone(subflow, now, failed=True)
+
+    def on_subflow_fin(self, subflow: Subflow, now: float) -> None:
+        """The peer closed a subflow (FIN-04); after fall-back that is the end of the stream."""
+        if not subflow.mptcp:
+            if not self.rx.finished:
+                self._finish_receiving(now)
+            return
+        if self.state is State.CLOSED or subflow.closing:
+            subflow.close(now)
+        elif self.may_close(subflow):
+            self.close_subflow(subflow, now)
+        else:
+            # Nothing else is left: keep it for sending until the data is through.
+            self._usable = None
+
+    def on_subflow_gone(self, subflow: Subflow, now: float, failed: bool) -> None:
+        """A subflow is closed for good or in TIME-WAIT."""
+        if subflow not in self.subflows:
+            return
+        self.subflows.remove(subflow)
+        self._usable = None
+        if self._last_rx is subflow:
+            self._last_rx = None
+        if self.state is State.CLOSED:
+            if not self.subflows:
+                self._released()
+            return
+        if self.fallback is not Fallback.NONE or (subflow.initial and not self.fully_established):
+            self._fail(subflow, now)
+            return
+        self.note(
+            Note(
+                Event.SUBFLOW_CLOSED,
+                subflow.local,
+                subflow.remote,
+                subflow.remote_id,
+                subflow.reset_reason,
+            )
+        )
+        self._all_stale()
+        if self._unknown_to_peer(subflow):
+            self._fail(subflow, now)
+            return
+        if not self.subflows:
+            self._life_at = now + self.config.close_timeout
+            self.arm()
+        self.path_manager.on_subflow_closed(self, subflow, subflow.reset_reason, now)
+        self.arm()
+        self.host.wake(self)
+
+    def _unknown_to_peer(self, subflow: Subflow) -> bool:
+        # A join answered by "unknown token", and no subflow that says otherwise: the peer has
+        # lost the connection (it was restarted, say).
+        return (
+            subflow.active
+            and not subflow.initial
+            and not subflow.fully_established
+            and subflow.reset_reason == REASON_MPTCP
+            and not self.subflows
+        )
+
+    # -- the path manager's view ------------------------------------------------------------------
+
+    @property
+    def path_subflows(self) -> Sequence[Subflow]:
+        """All subflows that are not closing."""
+        return [s for s in self.subflows if not s.closing]
+
+    @property
+    def remote_addresses(self) -> dict[int, Address]:
+        """What the peer announced, by address id."""
+        return {} if self._signals is None else self._signals.remote
+
+    @property
+    def announcing(self) -> bool:
+        """Whether an ADD_ADDR of ours waits for its echo."""
+        return self._signals is not None and self._signals.announcing
+
+    @property
+    def data_flows(self) -> bool:
+        """Whether bytes are under way or were seen a moment ago."""
+        if self.tx.una < self.tx.end:
+            return True
+        return any(self._now - s.last_received < 5.0 for s in self.subflows)
+
+    def announce(self, address: Address, address_id: int, now: float) -> None:
+        """ADD_ADDR (RFC 8684 §3.4.1)."""
+        if self.fallback is Fallback.NONE:
+            self.signals.announce(address, address_id, now)
+
+    def withdraw(self, address_id: int, now: float) -> None:
+        """REMOVE_ADDR (RFC 8684 §3.4.2)."""
+        if self.fallback is Fallback.NONE:
+            self.signals.withdraw(address_id, now)
+
+    def set_backup(self, subflow: Subflow, backup: bool, now: float) -> None:
+        """MP_PRIO (RFC 8684 §3.3.8)."""
+        if self.fallback is Fallback.NONE:
+            self.signals.set_backup(subflow, backup)
+            self.host.wake(self)
+
+    def valid_add_addr(self, options: tuple[MptcpOption, ...]) -> bool:
+        """Whether there is an ADD_ADDR with the right HMAC among ``options``."""
+        return any(
+            isinstance(option, AddAddr) and not option.echo and self.signals.valid(option)
+            for option in options
+        )
+
+
+def _join_of(syn: Segment) -> MpJoinSyn | None:
+    for raw in syn.mptcp:
+        option = parse_option(raw, True, False)
+        if isinstance(option, MpJoinSyn):
+            return option
+    return None

@@ -1,0 +1,1 @@
+"""Path managers: which subflows exist and which addresses are announced."""

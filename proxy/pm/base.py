@@ -1,0 +1,205 @@
+"""What a path manager is told and may do, endpoints and limits, and the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from proxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from proxy.wire.address import Address
+
+ENTRY_POINTS = "mptcp_proxy.path_managers"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A local address with flags, as in ``ip mptcp endpoint`` (EP-01).
+
+    ``id`` is 1..255 and unique; ``uplink`` names the WAN interface behind it. ``signal``: announce
+    it; ``subflow``: open subflows from it; ``backup``: these get the B bit; ``fullmesh``: to each
+    address of the peer. ``port`` only goes with ``signal``.
+    """
+
+    ip: bytes
+    id: int
+    uplink: str | None = None
+    port: int | None = None
+    signal: bool = False
+    subflow: bool = False
+    backup: bool = False
+    fullmesh: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.id <= 255:
+            raise ValueError(f"endpoint id {self.id} is not 1..255")
+        if self.signal and self.fullmesh:
+            raise ValueError("signal and fullmesh exclude each other")
+        if self.port is not None and (not self.signal or self.subflow):
+            raise ValueError("only a signal endpoint has a port")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """As ``ip mptcp limits``: additional subflows, and announced addresses that may be joined."""
+
+    subflows: int = 2
+    add_addr_accepted: int = 0
+
+
+class PathSubflow(Protocol):
+    """What a path manager sees of a subflow."""
+
+    local: Address
+    remote: Address
+    local_id: int
+    remote_id: int
+    uplink: str | None
+    backup: bool
+    active: bool
+    fully_established: bool
+
+
+class PathHost(Protocol):
+    """What a path manager sees of the engine."""
+
+    @property
+    def local_addresses(self) -> Sequence[Endpoint]:
+        """All endpoints, in order of preference."""
+        ...
+
+    def open_local_port(self, local_ip: bytes, remote: Address, /) -> Address:
+        """``local_ip`` with a free port."""
+        ...
+
+
+class PathConnection(Protocol):
+    """What a path manager may see and do on one connection.
+
+    ``subflows`` holds all subflows, also those that are opening; ``remote_addresses`` what the
+    peer announced, by address id. ``active``: we sent the MP_CAPABLE SYN.
+    ``remote_denies_initial``: the peer set flag C, so its initial address must not be joined.
+    """
+
+    host: PathHost
+    local: Address
+    remote: Address
+    active: bool
+    remote_denies_initial: bool
+    limits: Limits
+    remote_addresses: dict[int, Address]
+
+    @property
+    def path_subflows(self) -> Sequence[PathSubflow]: ...
+    @property
+    def data_flows(self) -> bool: ...
+    @property
+    def announcing(self) -> bool: ...
+
+    def open_subflow(
+        self,
+        local: Address,
+        remote: Address,
+        now: float,
+        local_id: int = 0,
+        remote_id: int = 0,
+        backup: bool = False,
+        uplink: str | None = None,
+    ) -> PathSubflow | None: ...
+    def close_subflow(self, subflow: PathSubflow, now: float) -> None: ...
+    def set_backup(self, subflow: PathSubflow, backup: bool, now: float) -> None: ...
+    def announce(self, address: Address, address_id: int, now: float) -> None: ...
+    def withdraw(self, address_id: int, now: float) -> None: ...
+
+
+class PathManager:
+    """One object per connection; the base does nothing on its own and refuses joins.
+
+    Every method may open and close subflows through ``conn``. ``next_timeout`` asks for
+    ``on_timer``.
+    """
+
+    __slots__ = ()
+    name: ClassVar[str] = ""
+
+    def on_established(self, conn: PathConnection, now: float) -> None:
+        """The initial subflow is established."""
+
+    def on_fully_established(self, conn: PathConnection, now: float) -> None:
+        """The peer proved that it speaks MPTCP: joins are allowed (CAP-08)."""
+
+    def on_subflow_established(
+        self, conn: PathConnection, subflow: PathSubflow, now: float
+    ) -> None:
+        """An additional subflow carries data now."""
+
+    def on_subflow_closed(
+        self, conn: PathConnection, subflow: PathSubflow, reason: int, now: float
+    ) -> None:
+        """A subflow is gone while the connection lives; MP_TCPRST ``reason``, -1 for none."""
+
+    def on_addr_announced(
+        self, conn: PathConnection, address_id: int, address: Address, now: float
+    ) -> None:
+        """The peer announced an address, with a valid HMAC."""
+
+    def on_addr_removed(self, conn: PathConnection, address_id: int, now: float) -> None:
+        """The peer withdrew an address; the subflows to it are closed by the connection."""
+
+    def on_announced(self, conn: PathConnection, address_id: int, now: float) -> None:
+        """Our announcement was echoed, or is not repeated any more."""
+
+    def on_endpoint_added(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
+        """``endpoint`` has just become one of ``conn.host.local_addresses``."""
+
+    def on_endpoint_removed(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
+        """``endpoint`` is no longer one of ``conn.host.local_addresses``."""
+
+    def accepts_join(self, conn: PathConnection, now: float) -> bool:
+        """Whether the peer may add one more subflow."""
+        return False
+
+    def next_timeout(self) -> float | None:
+        """When ``on_timer`` is due; None: never."""
+        return None
+
+    def on_timer(self, conn: PathConnection, now: float) -> None:
+        """The time asked for has come."""
+
+
+_registry: dict[str, Callable[[], PathManager]] = {}
+
+
+def register(name: str, factory: Callable[[], PathManager]) -> None:
+    """Make a path manager known under ``name``."""
+    _registry[name] = factory
+
+
+def names() -> list[str]:
+    """All known names, as in ``net.mptcp.available_path_managers``."""
+    _load_builtin()
+    return sorted(set(_registry) | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
+
+
+def factory(name: str) -> Callable[[], PathManager]:
+    """What makes the path managers called ``name``; ConfigError for an unknown name."""
+    _load_builtin()
+    found = _registry.get(name)
+    if found is None:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            found = entry.load()
+            register(name, found)
+    if found is None:
+        raise ConfigError("mptcp.path_manager", f"{name!r} is none of {', '.join(names())}")
+    return found
+
+
+def _load_builtin() -> None:
+    # Late, since they import this module.
+    from proxy.pm import kernel, passive
+
+    for module in (kernel, passive):
+        module.install()

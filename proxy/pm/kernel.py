@@ -1,0 +1,226 @@
+"""The in-kernel path manager: endpoints and limits (§3.4 of the kernel's documentation).
+
+Unlike the kernel's it also opens lost subflows again, with back-off, as long as the connection
+lives (RFC 8684 §3.9.3 leaves that open; see multipath-tcp/mptcp_net-next issue 440).
+"""
+
+from __future__ import annotations
+
+from proxy.pm.base import Endpoint, PathConnection, PathManager, PathSubflow, register
+from proxy.wire.address import Address
+
+_FIRST_RETRY = 0.1
+_MAX_RETRY_BUSY = 2.0  # while data flows
+_MAX_RETRY_IDLE = 60.0
+_REASON_PROHIBITED = 3
+
+
+class _Retry:
+    """The next attempt for one endpoint."""
+
+    __slots__ = ("at", "pause")
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+        self.pause = _FIRST_RETRY
+
+
+class KernelPathManager(PathManager):
+    """One subflow per ``subflow`` endpoint to the peer's initial address, and what is announced."""
+
+    __slots__ = ("_accepted", "_announced", "_ready", "_refused", "_retries")
+    name = "kernel"
+
+    def __init__(self) -> None:
+        self._ready = False
+        self._announced: set[int] = set()
+        self._accepted: dict[int, Address] = {}
+        self._retries: dict[tuple[int, int], _Retry] | None = None
+        self._refused: set[tuple[int, int]] | None = None
+
+    # -- events -------------------------------------------------------------------------------
+
+    def on_fully_established(self, conn: PathConnection, now: float) -> None:
+        """Announce and join."""
+        self._ready = True
+        for endpoint in conn.host.local_addresses:
+            if endpoint.ip == conn.local.ip and endpoint.backup:
+                for subflow in conn.path_subflows:
+                    if subflow.local_id == 0 and not subflow.backup:
+                        conn.set_backup(subflow, True, now)
+        self._work(conn, now)
+
+    def on_subflow_established(
+        self, conn: PathConnection, subflow: PathSubflow, now: float
+    ) -> None:
+        """Forget the failures of its endpoint, go on with the next one."""
+        if self._retries is not None:
+            self._retries.pop((subflow.local_id, subflow.remote_id), None)
+        self._work(conn, now)
+
+    def on_subflow_closed(
+        self, conn: PathConnection, subflow: PathSubflow, reason: int, now: float
+    ) -> None:
+        """Plan another attempt, unless the peer does not want it (JOIN-08)."""
+        if not (self._ready and (subflow.active or conn.active)):
+            return
+        key = (subflow.local_id, subflow.remote_id)
+        if reason == _REASON_PROHIBITED:
+            self._refused = {key} | (self._refused or set())
+            return
+        if self._retries is None:
+            self._retries = {}
+        retry = self._retries.setdefault(key, _Retry())
+        limit = _MAX_RETRY_BUSY if conn.data_flows else _MAX_RETRY_IDLE
+        retry.at = now + min(retry.pause, limit)
+        retry.pause = min(retry.pause * 2, _MAX_RETRY_IDLE)
+
+    def on_addr_announced(
+        self, conn: PathConnection, address_id: int, address: Address, now: float
+    ) -> None:
+        """Join it if the limits allow, or if flag C leaves no other way."""
+        if self._refused is not None:
+            # A fresh announcement allows another try (JOIN-08).
+            self._refused = {key for key in self._refused if key[1] != address_id}
+        if address_id == 0 or address_id in self._accepted or not self._ready:
+            return
+        denied = conn.remote_denies_initial and conn.limits.add_addr_accepted == 0
+        if not denied and len(self._accepted) >= conn.limits.add_addr_accepted:
+            return
+        meshed = [e for e in conn.host.local_addresses if e.fullmesh]
+        sources = meshed
+        if not meshed and denied:
+            sources = [e for e in conn.host.local_addresses if e.subflow and not self._used(conn, e)]
+        opened = False
+        for endpoint in sources:
+            opened |= self._join(conn, endpoint, address_id, address, now)
+        if not sources and not denied:
+            opened = self._join(conn, None, address_id, address, now)
+        if opened:
+            self._accepted[address_id] = address
+
+    def on_addr_removed(self, conn: PathConnection, address_id: int, now: float) -> None:
+        """Free its place."""
+        self._accepted.pop(address_id, None)
+        if self._retries is not None:
+            for key in [key for key in self._retries if key[1] == address_id]:
+                del self._retries[key]
+
+    def on_announced(self, conn: PathConnection, address_id: int, now: float) -> None:
+        """One ADD_ADDR is in flight at a time; the next may go."""
+        self._work(conn, now)
+
+    def on_endpoint_added(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
+        """Use it at once."""
+        if self._ready:
+            self._work(conn, now)
+
+    def on_endpoint_removed(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
+        """Withdraw it and close what runs over it (EP-04)."""
+        address_id = self._wire_id(conn, endpoint)
+        closing = [s for s in conn.path_subflows if s.local_id == address_id]
+        if closing or endpoint.id in self._announced:
+            conn.withdraw(address_id, now)
+        self._announced.discard(endpoint.id)
+        for subflow in closing:
+            conn.close_subflow(subflow, now)
+        if self._retries is not None:
+            for key in [key for key in self._retries if key[0] == address_id]:
+                del self._retries[key]
+
+    def accepts_join(self, conn: PathConnection, now: float) -> bool:
+        """Additional subflows of both directions count (EP-02)."""
+        return self._has_room(conn)
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def next_timeout(self) -> float | None:
+        """The earliest planned attempt."""
+        if not self._retries:
+            return None
+        return min((r.at for r in self._retries.values() if r.at is not None), default=None)
+
+    def on_timer(self, conn: PathConnection, now: float) -> None:
+        """Make the attempts that are due."""
+        if not self._retries:
+            return
+        for key, retry in list(self._retries.items()):
+            if retry.at is None or retry.at > now:
+                continue
+            retry.at = None
+            self._retry(conn, key, now)
+
+    # -- decisions ------------------------------------------------------------------------------
+
+    def _work(self, conn: PathConnection, now: float) -> None:
+        if not conn.announcing:
+            for endpoint in conn.host.local_addresses:
+                if endpoint.signal and endpoint.id not in self._announced:
+                    self._announced.add(endpoint.id)
+                    port = endpoint.port if endpoint.port is not None else conn.local.port
+                    conn.announce(Address(endpoint.ip, port), endpoint.id, now)
+                    break
+        if conn.remote_denies_initial:
+            return
+        for endpoint in conn.host.local_addresses:
+            if not endpoint.subflow or self._used(conn, endpoint):
+                continue
+            key = (self._wire_id(conn, endpoint), 0)
+            if self._retries is not None and key in self._retries:
+                continue
+            self._join(conn, endpoint, 0, conn.remote, now)
+
+    def _retry(self, conn: PathConnection, key: tuple[int, int], now: float) -> None:
+        local_id, remote_id = key
+        remote = conn.remote if remote_id == 0 else conn.remote_addresses.get(remote_id)
+        if remote is None or (remote_id == 0 and conn.remote_denies_initial):
+            return
+        for endpoint in conn.host.local_addresses:
+            if self._wire_id(conn, endpoint) == local_id:
+                if not self._used(conn, endpoint, remote_id):
+                    self._join(conn, endpoint, remote_id, remote, now)
+                return
+        if local_id == 0:
+            # No endpoint of its own: the address that the connection began with.
+            self._join(conn, None, remote_id, remote, now)
+
+    def _join(
+        self,
+        conn: PathConnection,
+        endpoint: Endpoint | None,
+        remote_id: int,
+        remote: Address,
+        now: float,
+    ) -> bool:
+        local_ip = conn.local.ip if endpoint is None else endpoint.ip
+        local_id = 0 if endpoint is None else self._wire_id(conn, endpoint)
+        refused = self._refused is not None and (local_id, remote_id) in self._refused
+        if refused or len(local_ip) != len(remote.ip) or not self._has_room(conn):
+            return False
+        opened = conn.open_subflow(
+            conn.host.open_local_port(local_ip, remote),
+            remote,
+            now,
+            local_id=local_id,
+            remote_id=remote_id,
+            backup=endpoint is not None and endpoint.backup,
+            uplink=None if endpoint is None else endpoint.uplink,
+        )
+        return opened is not None
+
+    def _has_room(self, conn: PathConnection) -> bool:
+        return len(conn.path_subflows) <= conn.limits.subflows
+
+    def _used(self, conn: PathConnection, endpoint: Endpoint, remote_id: int = 0) -> bool:
+        ip = endpoint.ip
+        return any(s.local.ip == ip and s.remote_id == remote_id for s in conn.path_subflows)
+
+    @staticmethod
+    def _wire_id(conn: PathConnection, endpoint: Endpoint) -> int:
+        # The address of the initial subflow is id 0, whatever its endpoint is called (EP-04).
+        return 0 if endpoint.ip == conn.local.ip else endpoint.id
+
+
+def install() -> None:
+    """Enter the registry."""
+    register(KernelPathManager.name, KernelPathManager)

@@ -1,0 +1,1 @@
+"""Packet schedulers: which subflow carries the next bytes."""

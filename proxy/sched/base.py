@@ -1,0 +1,115 @@
+"""What a packet scheduler is asked and told, and the registry of schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import ClassVar, Protocol, TypeVar
+
+from proxy.errors import ConfigError
+
+ENTRY_POINTS = "mptcp_proxy.schedulers"
+
+
+class SubflowView(Protocol):
+    """What a scheduler may look at. Times in seconds, sizes in bytes.
+
+    ``room`` is how much new data may go to the network at once, computed before each decision.
+    """
+
+    room: int
+    srtt: float
+    rttvar: float
+    cwnd: int
+    bytes_in_flight: int
+    mss: int
+    backup: bool
+    peer_backup: bool
+    stale: bool
+
+
+class ConnectionView(Protocol):
+    """The connection's side of a decision.
+
+    ``pending``: bytes written and never sent; ``window_left``: how many more the peer takes;
+    ``backlogged``: the application has more than the send buffer holds.
+    """
+
+    pending: int
+    window_left: int
+    backlogged: bool
+
+
+S = TypeVar("S", bound=SubflowView)
+
+
+class Scheduler:
+    """Asked once per burst; ``subflows`` are those that may carry data, in order of creation.
+
+    One object per connection, so it may keep state.
+    """
+
+    __slots__ = ()
+    name: ClassVar[str] = ""
+    duplicates: ClassVar[bool] = False
+    """True: what one subflow got is also sent on all others that have room."""
+
+    def get_send(
+        self, conn: ConnectionView, subflows: Sequence[S], now: float
+    ) -> S | None:
+        """The subflow for the next burst of new data; None to wait."""
+        raise NotImplementedError
+
+    def get_retrans(
+        self, conn: ConnectionView, subflows: Sequence[S], now: float, exclude: S | None
+    ) -> S | None:
+        """The subflow for data to be sent again, not ``exclude``; None to wait.
+
+        Base: the one of the smallest round trip, backup subflows last.
+        """
+        best: S | None = None
+        best_key = (True, 0.0)
+        for subflow in subflows:
+            if subflow is exclude or subflow.stale or subflow.room < 1:
+                continue
+            key = (subflow.backup or subflow.peer_backup, subflow.srtt)
+            if best is None or key < best_key:
+                best, best_key = subflow, key
+        return best
+
+
+_registry: dict[str, Callable[[], Scheduler]] = {}
+
+
+def register(name: str, factory: Callable[[], Scheduler]) -> None:
+    """Make a scheduler known under ``name``."""
+    _registry[name] = factory
+
+
+def names() -> list[str]:
+    """All known names, as in ``net.mptcp.available_schedulers``."""
+    _load_builtin()
+    return sorted(set(_registry) | {entry.name for entry in entry_points(group=ENTRY_POINTS)})
+
+
+def create(name: str) -> Scheduler:
+    """A new scheduler; ConfigError for an unknown name."""
+    factory = _registry.get(name)
+    if factory is None:
+        _load_builtin()
+        factory = _registry.get(name)
+    if factory is None:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            factory = entry.load()
+            register(name, factory)
+    if factory is None:
+        raise ConfigError("mptcp.scheduler", f"{name!r} is none of {', '.join(names())}")
+    return factory()
+
+
+def _load_builtin() -> None:
+    # Late, since they import this module.
+    from proxy.sched import backup, default, redundant, roundrobin
+
+    for module in (backup, default, redundant, roundrobin):
+        module.install()
