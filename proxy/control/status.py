@@ -92,7 +92,7 @@ def _connection(
         subflows = stream.subflows
         state = _state(stream.state)
         if stream.fallback is Fallback.NONE:
-            token = f"{stream.token:08x}"
+            token = f"{stream.local_key.token:08x}"
         else:
             fallback = stream.fallback_reason or stream.fallback.value
     elif isinstance(stream, TcpConnection):
@@ -114,7 +114,6 @@ def _connection(
 
 
 def _subflow(subflow: TcpConnection) -> SubflowStatus:
-    is_mptcp = isinstance(subflow, Subflow)
     return {
         "local": str(subflow.local),
         "remote": str(subflow.remote),
@@ -127,7 +126,7 @@ def _subflow(subflow: TcpConnection) -> SubflowStatus:
         "bytes_sent": subflow.bytes_sent,
         "bytes_received": subflow.bytes_received,
         "retransmitted": subflow.bytes_retransmitted,
-        "reinjected": subflow.bytes_reinjected if is_mptcp else 0,  # type: ignore[attr-defined]
+        "reinjected": getattr(subflow, "bytes_reinjected", 0),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import uvloop
 
-from proxy.config import GatewayConfig, ProxyConfig
+from proxy.config import MAX_UPLINKS, GatewayConfig, ProxyConfig
 from proxy.control import notify
 from proxy.control.schema import StatusSource
 from proxy.control.server import ControlServer
@@ -200,7 +200,7 @@ async def _serve_on(
     config: ProxyConfig | GatewayConfig, device: Device, stopping: asyncio.Event
 ) -> int:
     loop = asyncio.get_running_loop()
-    stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), MptcpConfig(**config.mptcp))
+    stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), _mptcp_settings(config))
     runtime = Runtime(loop, device, stack)
     source = _start_role(config, runtime)
     control = ControlServer(config.control.socket, source)
@@ -222,6 +222,13 @@ async def _serve_on(
     finally:
         await control.stop()
         runtime.stop()
+
+
+def _mptcp_settings(config: ProxyConfig | GatewayConfig) -> MptcpConfig:
+    settings = {key: value for key, value in config.mptcp.items() if key != "path_manager"}
+    # One subflow per uplink; the gateway takes what a proxy with the most uplinks opens.
+    subflows = len(config.uplinks) if isinstance(config, ProxyConfig) else MAX_UPLINKS
+    return MptcpConfig(subflows=subflows, **settings)
 
 
 def _start_role(config: ProxyConfig | GatewayConfig, runtime: Runtime) -> StatusSource:

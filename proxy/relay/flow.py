@@ -47,8 +47,8 @@ class Flow:
     """Two byte streams joined to one conversation.
 
     ``near`` is the side that opened the conversation, ``far`` the one that was opened for it.
-    ``bytes_out`` counts payload bytes from near to far, ``bytes_in`` the other way; ``id`` is unique
-    in its relay, ``started`` the time at which it began.
+    ``bytes_out`` counts payload bytes from near to far, ``bytes_in`` the other way; ``id`` is
+    unique in its relay, ``started`` the time at which it began.
     """
 
     __slots__ = (
@@ -148,17 +148,14 @@ class Flow:
 def _pump(source: ByteStream, sink: ByteStream) -> tuple[int, bool]:
     """Move what fits from source to sink; returns the bytes moved and whether source finished."""
     moved = 0
-    room = sink.send_room()
-    while room > 0:
+    # Asked anew each time: the sink raises WRITABLE only if it has told us that it is full.
+    while (room := sink.send_room()) > 0:
         chunks = source.receive(room)
         if not chunks:
             break
-        size = 0
         for chunk in chunks:
-            size += len(chunk)
+            moved += len(chunk)
             sink.send(chunk)
-        moved += size
-        room -= size
     if source.eof:
         sink.shutdown_write()
         return moved, True

@@ -15,6 +15,8 @@ from proxy.convert.auth import NONCE_LENGTH, Client, Reply
 from proxy.convert.tlv import Error, ErrorCode
 from proxy.engine.stack import Application, Stack
 from proxy.mptcp.connection import MptcpConnection
+from proxy.pm.base import Endpoint
+from proxy.pm.base import factory as path_manager
 from proxy.relay.attempt import Attempt
 from proxy.relay.flow import ByteStream, Flow
 from proxy.relay.uplinks import UplinkHealth, preference
@@ -165,6 +167,13 @@ class LanRelay:
         self._numbers = 0
         self.started = now
         stack.listener = self
+        stack.path_manager = path_manager(config.mptcp.get("path_manager", "kernel"))
+        stack.local_addresses = [
+            Endpoint(
+                uplink.local_ip, index + 1, uplink.name, subflow=True, backup=uplink.backup
+            )
+            for index, uplink in enumerate(self.uplinks)
+        ]
 
     # -- Listener -------------------------------------------------------------------------------
 
