@@ -55,6 +55,11 @@ class Cubic(CongestionControl):
         if hystart is not None:
             if hystart.on_ack(acked, rtt, in_flight):
                 self._hystart = None
+                if hystart.certain and rtt > 0.0:
+                    # The delay that showed the queue is one round old, and the window has
+                    # doubled since: take that back, but keep half as much again as fills the path.
+                    path = self.cwnd * min(self._min_rtt / rtt, 1.0)
+                    self.cwnd = min(self.cwnd, max(self.cwnd // 2, int(path * 1.5)))
                 self.ssthresh = self.cwnd
                 return
             if hystart.in_css:

@@ -25,7 +25,7 @@ class HyStart:
     """
 
     __slots__ = ("_baseline", "_css_rounds", "_delivered", "_last_min", "_min", "_round_end",
-                 "_samples", "_threshold", "in_css")  # fmt: skip
+                 "_samples", "_threshold", "certain", "in_css")  # fmt: skip
 
     def __init__(self) -> None:
         self._delivered = 0
@@ -36,6 +36,7 @@ class HyStart:
         self._threshold = 0.0
         self._css_rounds = 0
         self.in_css = False
+        self.certain = False
 
     def on_ack(self, acked: int, rtt: float, in_flight: int) -> bool:
         """Count one ACK of slow start; True: leave slow start now."""
@@ -73,5 +74,7 @@ class HyStart:
         self._samples = 0
         if self.in_css:
             self._css_rounds += 1
+            if rising:
+                self.certain = True
             return rising or self._css_rounds >= CSS_ROUNDS
         return False

@@ -132,7 +132,7 @@ class TcpConnection(Handshake):
             return
         if not self._on_options(seg, now):
             return
-        if not self._process_ack(seg, now):
+        if not self._process_ack(seg, now) or self.state is CLOSED:
             return
         length = seg.length
         if length or flags & FIN:
@@ -143,6 +143,8 @@ class TcpConnection(Handshake):
             if size > self._rcv_mss and size <= self.mss:
                 self._rcv_mss = size
             self._process_data(seg, now)
+            if self.state is CLOSED:
+                return
             if self.timestamps:
                 self._sample_receiver_rtt(seg, now)
             self._tune_receive_buffer(now)

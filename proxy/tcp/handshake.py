@@ -92,9 +92,8 @@ class Handshake(Receiver):
         )
         self._send_handshake(self.iss, 0, SYN, options, payload)
 
-    def _send_syn_ack(self, now: float) -> None:
+    def _send_syn_ack(self, now: float, payload: bytes = b"") -> None:
         options = self._syn_segment_options(now, self.rcv_wscale if self._scaling() else -1)
-        payload = b"" if self._syn_tries else self.syn_ack_payload
         self._send_handshake(self.iss, self.rcv_nxt, SYN | ACK, options, payload)
         self._last_ack_sent = self.rcv_nxt
         self.rcv_right = (self.rcv_nxt + self._syn_window()) & MASK
@@ -168,7 +167,7 @@ class Handshake(Receiver):
         self.state = State.SYN_RECEIVED
         self._syn_at = now
         self.syn_ack_payload = payload
-        self._send_syn_ack(now)
+        self._send_syn_ack(now, payload)
         self._arm_syn(now)
 
     def refuse(self, now: float) -> None:

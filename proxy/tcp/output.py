@@ -37,6 +37,8 @@ PACE_SLACK = 0.004
 PACE_BURST = 0.001
 """A burst holds this many seconds of the rate (Linux: tcp_tso_autosize, sk_pacing_shift)."""
 MIN_PACED_RTT = 0.001
+PEER_DELAYED_ACK = 0.05
+"""What a probe of a lone segment allows for (RFC 8985 §7.2: WCDelAckT; most stacks: 40 ms)."""
 
 ESTABLISHED = State.ESTABLISHED
 CLOSE_WAIT = State.CLOSE_WAIT
@@ -370,7 +372,7 @@ class Output(ConnectionCore):
             srtt = self.srtt
             probe = now + (max(2.0 * srtt, 0.01) if srtt else self.config.initial_rto)
             if self.bytes_in_flight <= self._effective_mss:
-                probe += self.config.min_rto  # the ACK of a lone segment may be delayed
+                probe += PEER_DELAYED_ACK
             if probe < self._rto_at:
                 self._loss_at = probe
                 self._loss_kind = LOSS_TIMER_TLP

@@ -95,7 +95,7 @@ class Rack(Output):
         """
         self._reorder_at = INFINITE
         newest = self._rack_at
-        if not newest:
+        if not newest or not self.sack_permitted:
             return False
         newest_end = self._rack_end
         window = self._rack_window()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from proxy.tcp.core import ACK_DELAYED, ACK_NOW, FIN, INFINITE, MASK
 from proxy.tcp.reassembly import Reassembly
 from proxy.tcp.recovery import Recovery
+from proxy.tcp.states import State
 
 if TYPE_CHECKING:
     from proxy.seg import Segment
@@ -99,7 +100,7 @@ class Receiver(Recovery):
         self._ack_state = ACK_NOW  # RFC 5681 §4.2: when a gap is filled
         while True:
             ready = reassembly.pop_ready(self.rcv_nxt)
-            if ready is None:
+            if ready is None or self.state is State.CLOSED:
                 break
             start = ready.start
             for chunk in ready.chunks:
@@ -110,6 +111,8 @@ class Receiver(Recovery):
                     continue
                 view = memoryview(chunk)[known:]
                 self._accept(self.rcv_nxt, view, size - known, now)
+                if self.state is State.CLOSED:  # a hook ended the connection
+                    return
         if not reassembly.ranges:
             self._reassembly = None
 
@@ -121,7 +124,11 @@ class Receiver(Recovery):
         self._ack_state = ACK_NOW
 
     def _check_fin(self, now: float) -> None:
-        if self._fin_at == self.rcv_nxt and not self.fin_received:
+        if (
+            self._fin_at == self.rcv_nxt
+            and not self.fin_received
+            and self.state is not State.CLOSED
+        ):
             self.rcv_nxt = (self.rcv_nxt + 1) & MASK
             self._reassembly = None
             self._ack_state = ACK_NOW

@@ -19,7 +19,7 @@ from proxy.tcp.core import (
     MASK,
 )
 from proxy.tcp.events import Failure
-from proxy.tcp.rack import HALF, Rack
+from proxy.tcp.rack import DUP_THRESHOLD, HALF, Rack
 
 if TYPE_CHECKING:
     from proxy.seg import Segment
@@ -60,6 +60,8 @@ class Recovery(Rack):
             self._advance(ack, advance, seg.ts_ecr, now)
         elif advance or seg.sack or self._ca_state != CA_OPEN or self._tlp_end >= 0:
             self._process_sack(seg, advance, now)
+        if not self.sack_permitted and self._flight:
+            self._newreno(advance, seg.length or self.snd_wnd != window_before, now)
         if not self.snd_wnd and self._stalled_since != INFINITE:
             self._stalled_since = now  # a peer that answers with a closed window is alive
         if self._loss_kind == LOSS_TIMER_PERSIST and self.snd_wnd > window_before:
@@ -106,6 +108,30 @@ class Recovery(Rack):
             self._rto_at = now + self.rto
         self._schedule_loss_timer(now)
         self._on_acked(now)
+
+    def _newreno(self, advance: int, busy: int | bool, now: float) -> None:
+        """Fast retransmit and recovery for a peer without SACK (RFC 6582)."""
+        if advance:
+            self._dup_acks = 0
+            repair = self._ca_state == CA_RECOVERY  # a partial ACK shows the next hole
+        elif busy:
+            return
+        else:
+            self._dup_acks += 1
+            repair = self._dup_acks == DUP_THRESHOLD and self._ca_state == CA_OPEN
+            if self._ca_state == CA_RECOVERY:
+                self._prr(self._effective_mss, 0, False)
+                self._wake()
+        head = self._flight[0]
+        if repair and not head.lost:
+            if (head.end - head.seq - head.fin) & MASK > self._effective_mss:
+                self._split(0, self._effective_mss)
+                head = self._flight[0]
+            self._mark_lost(head)
+            if self._ca_state == CA_OPEN:
+                self._enter_recovery(0, now)
+                self._prr(DUP_THRESHOLD * self._effective_mss, 0, True)
+            self._wake()
 
     def _take_acked(self, ack: int) -> Transmission | None:
         """Remove what lies left of ``ack`` from the flight; the last record touched."""
@@ -286,12 +312,16 @@ class Recovery(Rack):
     ) -> float:
         """Tell RACK; the RTT of the newest record sent once, else by timestamp; 0: none."""
         newest = 0.0
+        ambiguous = False
         for tx in acked:
             self._rack_delivered(tx, ts_ecr, now)
-            if not tx.retransmitted and tx.sent_at > newest:
+            if tx.retransmitted:
+                # What follows a repaired hole may have waited behind it (Karn, RFC 6298 §3).
+                ambiguous = True
+            elif tx.sent_at > newest:
                 newest = tx.sent_at
-        rtt = now - newest if newest else 0.0
-        if not newest and advance and acked:
+        rtt = now - newest if newest and not ambiguous else 0.0
+        if ambiguous and advance:
             rtt = self._echo_rtt(ts_ecr, now)
         if rtt > 0.0:
             self._on_rtt(rtt, now)
@@ -407,7 +437,7 @@ class Recovery(Rack):
             # RFC 3522: what filled the hole was sent before its retransmission.
             again = (int(head.sent_at * 1000.0) + self._ts_offset) & MASK
             eifel = (ts_ecr - again) & MASK >= HALF and self._ca_state != CA_OPEN
-        frto = self._ca_state == CA_LOSS and original and advance > 0
+        frto = self._ca_state == CA_LOSS and original and advance > 0 and self.sack_permitted
         dsack = self._undo_bytes <= 0 and self._undo_sent
         if not (eifel or frto or dsack):
             if self._ca_state == CA_OPEN and not self._undo_bytes:

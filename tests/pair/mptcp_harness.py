@@ -78,8 +78,17 @@ class MptcpTestHost(TestHost):
         self.sent.append(
             [
                 build_header(
-                    segment.dst, segment.src, segment.dport, segment.sport,
-                    seq, ack, flags, 0, options, 0, 0,
+                    segment.dst,
+                    segment.src,
+                    segment.dport,
+                    segment.sport,
+                    seq,
+                    ack,
+                    flags,
+                    0,
+                    options,
+                    0,
+                    0,
                 )  # fmt: skip
             ]
         )
@@ -162,7 +171,10 @@ class MptcpPair:
         self.paths = paths(self.rng)
         endpoints = [
             Endpoint(
-                client_ip(index), index + 1, uplink=f"u{index}", subflow=True,
+                client_ip(index),
+                index + 1,
+                uplink=f"u{index}",
+                subflow=True,
                 backup=index in options.backups,
             )  # fmt: skip
             for index in range(len(self.paths))
