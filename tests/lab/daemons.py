@@ -12,6 +12,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,6 +169,18 @@ class Daemon:
         """What ``mptcp-proxy status --json`` says."""
         answer = self.command("status", "--json", "--socket", str(self.socket)).stdout
         return dict(json.loads(answer))
+
+    def query(self, command: str) -> dict[str, Any]:
+        """As ``status``, without a process for each question: for what asks many a second."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(5)
+            sock.connect(str(self.socket))
+            sock.sendall(json.dumps({"id": 1, "command": command}).encode() + b"\n")
+            with sock.makefile("rb") as lines:
+                reply = json.loads(lines.readline())
+        if "result" not in reply:
+            raise LabError(f"{self.role}: {command}: {reply}")
+        return dict(reply["result"])
 
     def memory(self) -> int:
         """Resident bytes of the process that are its own (USS: shared pages left out)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import os
 import pwd
 import random
 import shutil
@@ -22,7 +21,8 @@ from tests.lab.waiting import wait_for
 
 NGINX_CONFIG = """
 daemon off;
-worker_processes 1;
+# One process that changes no user: also good in a user namespace.
+master_process off;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log warn;
 events {{ worker_connections 4096; }}
@@ -98,8 +98,6 @@ class Nginx:
         self.root.mkdir(parents=True)
         config = self._directory / "nginx.conf"
         config.write_text(NGINX_CONFIG.format(directory=self._directory, v4=SERVER4, v6=SERVER6))
-        if os.geteuid() == 0:
-            config.write_text("user root;\n" + config.read_text())
         self.process = namespace.start("nginx", "-e", "stderr", "-c", str(config))
         _await(self.process, namespace, 80, "nginx")
 
@@ -169,7 +167,7 @@ class Postgres:
         self._directory.mkdir()
         data = self._directory / "data"
         entry = pwd.getpwnam("postgres")
-        os.chown(self._directory, entry.pw_uid, entry.pw_gid)
+        shutil.chown(self._directory, entry.pw_uid, entry.pw_gid)
         become = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
         done = subprocess.run(
             [*become, str(self._programs / "initdb"), "-D", str(data), "-A", "trust", "-N"],
