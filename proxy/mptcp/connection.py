@@ -436,7 +436,8 @@ class MptcpConnection(Paths):
         if self._open() and self.state is not State.CLOSED:
             self.host.counters.add("MPTcpExtMPCurrEstab", -1)
         self.state = State.CLOSED
-        self._rtx_at = self._life_at = self._fail_at = self._pace_at = INFINITE
+        self._rtx_at = self._life_at = self._fail_at = INFINITE
+        self._pace_at = self._tail_at = INFINITE
         self._held = None
         self.tx.reinject.clear()
         self._forget_token()
@@ -471,7 +472,9 @@ class MptcpConnection(Paths):
 
     def next_timeout(self) -> float | None:
         """When ``on_timeout`` must be called; None: never. Subflows have their own."""
-        earliest = min(self._rtx_at, self._life_at, self._fail_at, self._pace_at)
+        earliest = min(
+            self._rtx_at, self._life_at, self._fail_at, self._pace_at, self._tail_at
+        )
         if self.state is not State.CLOSED:
             if self._signals is not None and self._signals.repeat_at < earliest:
                 earliest = self._signals.repeat_at
@@ -493,6 +496,8 @@ class MptcpConnection(Paths):
             self._fail_at = INFINITE
             for subflow in self.subflows:
                 subflow.doom(REASON_MIDDLEBOX)
+        if now >= self._tail_at:
+            self._on_tail_timeout(now)
         if now >= self._rtx_at:
             self._on_rtx_timeout(now)
         if self.state is State.CLOSED:

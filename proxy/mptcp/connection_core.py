@@ -50,6 +50,7 @@ class ConnectionCore:
         "_pace_at",
         "_rtx_at",
         "_signals",
+        "_tail_at",
         "_told",
         "_usable",
         "_use_stale",
@@ -124,6 +125,7 @@ class ConnectionCore:
         self._life_at = INFINITE
         self._fail_at = INFINITE
         self._pace_at = INFINITE
+        self._tail_at = INFINITE
         self._backoff = 0
         self._now = 0.0
 

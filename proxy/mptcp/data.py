@@ -61,8 +61,11 @@ class Data(ConnectionCore):
             self._pump_again(now)
         if tx.nxt < tx.end:
             self._pump_new(now)
-        if tx.fin and tx.nxt == tx.end and not tx.fin_sent:
-            self._send_fin(now)
+        if tx.nxt == tx.end:
+            if tx.una < tx.nxt:
+                self._watch_tail(now)
+            if tx.fin and not tx.fin_sent:
+                self._send_fin(now)
 
     def _pump_new(self, now: float) -> None:
         tx = self.tx
@@ -70,6 +73,7 @@ class Data(ConnectionCore):
         if not usable:
             return
         plain = self.fallback is not Fallback.NONE
+        self._tail_at = INFINITE
         self.backlogged = (tx.end - tx.una) * 8 >= self._limit * 5
         self.pending = tx.end - tx.nxt
         self.window_left = _NO_MAPPING_LIMIT if plain else tx.edge - tx.nxt
@@ -101,7 +105,7 @@ class Data(ConnectionCore):
             self._wait_for_room(usable, now)
 
     def _push(self, subflow: Subflow, offset: int, count: int, now: float) -> None:
-        subflow.push(offset, count, self.tx.slice(offset, count))
+        subflow.push(offset, count, self.tx.slice(offset, count), now)
         subflow.due = False
         subflow.poll(now)
         if self._rtx_at == INFINITE and self.fallback is Fallback.NONE:
@@ -175,6 +179,41 @@ class Data(ConnectionCore):
                     self._pace_at = pace
         if self._pace_at != INFINITE:
             self.arm()
+
+    def _watch_tail(self, now: float) -> None:
+        # All is sent: what a slow subflow still carries may be sooner there over a fast one that
+        # has nothing else to do. At once at the end of the stream, else after a round trip.
+        usable = self.usable_subflows()
+        if len(usable) < 2 or self.fallback is not Fallback.NONE:
+            return
+        fast = min(usable, key=_srtt)
+        if self.tx.fin:
+            if not self.tx.fin_sent:
+                self._hasten_tail(fast, now)
+        elif self._tail_at == INFINITE and any(s.bytes_in_flight for s in usable if s is not fast):
+            self._tail_at = now + max(fast.srtt, 0.005)
+            self.arm()
+
+    def _hasten_tail(self, fast: Subflow, now: float) -> None:
+        tx = self.tx
+        quick = fast.srtt + 4.0 * fast.rttvar
+        for subflow in self.subflows:
+            if subflow is fast or subflow.srtt <= quick:
+                continue
+            late = now + quick - subflow.srtt  # what was sent after that gains by it
+            for mapping in subflow.mappings.unacked(tx.una):
+                if mapping.sent_at > late and not mapping.reinjected:
+                    mapping.reinjected = True
+                    start = max(mapping.offset, tx.una)
+                    tx.queue_again(start, mapping.offset + mapping.length, subflow)
+        if tx.reinject:
+            self._pump_again(now)
+
+    def _on_tail_timeout(self, now: float) -> None:
+        self._tail_at = INFINITE
+        usable = self.usable_subflows()
+        if self.tx.nxt == self.tx.end and self.tx.una < self.tx.nxt and len(usable) > 1:
+            self._hasten_tail(min(usable, key=_srtt), now)
 
     # -- acknowledgements ---------------------------------------------------------------------
 

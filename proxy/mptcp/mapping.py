@@ -22,13 +22,14 @@ class TxMapping:
     another subflow has been given the same bytes.
     """
 
-    __slots__ = ("checksum", "length", "offset", "reinjected", "seq")
+    __slots__ = ("checksum", "length", "offset", "reinjected", "sent_at", "seq")
 
-    def __init__(self, seq: int, offset: int, length: int, checksum: int) -> None:
+    def __init__(self, seq: int, offset: int, length: int, checksum: int, now: float) -> None:
         self.seq = seq
         self.offset = offset
         self.length = length
         self.checksum = checksum
+        self.sent_at = now
         self.reinjected = False
 
 

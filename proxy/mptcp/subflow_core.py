@@ -165,7 +165,7 @@ class SubflowCore(TcpConnection):
             size, self.cwnd - self.bytes_in_flight, self.snd_wnd - in_flight
         )
 
-    def push(self, offset: int, length: int, views: list[memoryview]) -> None:
+    def push(self, offset: int, length: int, views: list[memoryview], now: float) -> None:
         """Queue ``length`` bytes of the stream from ``offset`` under one new mapping."""
         conn = self.conn
         seq = self.snd_nxt
@@ -177,7 +177,7 @@ class SubflowCore(TcpConnection):
             if conn.checksum:
                 ssn = (seq - self.tx_base) & MASK
                 checksum = dss_checksum(conn.tx.dsn(offset), ssn, length, views)
-            self.mappings.add(TxMapping(seq, offset, length, checksum))
+            self.mappings.add(TxMapping(seq, offset, length, checksum, now))
         for view in views:
             self.send(view)
 
