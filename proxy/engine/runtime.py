@@ -213,8 +213,8 @@ async def _serve_on(
         message = ready_line(config)
         notify.ready(message)
         print(message, flush=True)
-        stopped = asyncio.ensure_future(stopping.wait())
-        await asyncio.wait({stopped, runtime.failed}, return_when=asyncio.FIRST_COMPLETED)
+        stopped = asyncio.ensure_future(_until(stopping))
+        await asyncio.wait((stopped, runtime.failed), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if runtime.failed.done():
             runtime.failed.result()
@@ -222,6 +222,10 @@ async def _serve_on(
     finally:
         await control.stop()
         runtime.stop()
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _mptcp_settings(config: ProxyConfig | GatewayConfig) -> MptcpConfig:

@@ -94,6 +94,10 @@ class Stack:
         except CodecError:
             self._receive_other(packet, now)
             return
+        self.receive_segment(segment, now)
+
+    def receive_segment(self, segment: Segment, now: float) -> None:
+        """Take one parsed segment."""
         connection = self.demux.find(segment.key)
         if connection is not None:
             if segment.flags & SYN and connection.accepts_reuse(segment):
@@ -143,6 +147,18 @@ class Stack:
         )
         self.register(connection)
         connection.open_passive(syn, now)
+        return connection
+
+    def reopen(self, segment: Segment, now: float, make: Callable[[], Application]) -> Application:
+        """A connection that ``make`` rebuilds up to SYN-RECEIVED, completed by ``segment``.
+
+        Its SYN-ACK was sent before (``syncookies``), so that it is not sent now.
+        """
+        sent = len(self._out)
+        connection = make()
+        connection.accept(now)
+        del self._out[sent:]
+        self.receive_segment(segment, now)
         return connection
 
     def connect_mptcp(

@@ -45,6 +45,10 @@ class Attempt:
         subflows = self.stream.subflows
         return subflows[0].min_rtt if subflows else 0.0
 
+    def syn_data_eaten(self) -> bool:
+        """Whether the request was in the SYN and did not get through with it."""
+        return self.stream.syn_payload_acked < len(self.stream.syn_payload)
+
     def on_event(self, kind: Event) -> Answer | None:
         """The answer, once it is complete."""
         if kind is Event.ESTABLISHED:

@@ -17,7 +17,9 @@ from proxy.config import GatewayConfig
 from proxy.convert.auth import Door, Request, Unauthorised
 from proxy.convert.destination import DestinationPolicy
 from proxy.convert.tlv import Error, ErrorCode, Proof, SupportedTcpExtensions
+from proxy.engine.rate import TokenBucket
 from proxy.engine.stack import Application, Stack
+from proxy.engine.syncookies import SynCookies
 from proxy.relay.flow import ByteStream, Flow
 from proxy.seg import Segment
 from proxy.tcp.events import Event
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 # Per client: conversations that wait for their server, and all that are open.
 MAX_OPENING = 4096
 MAX_FLOWS = 65536
+# Bare SYNs answered per second, from anywhere: bounds what a flood of them costs.
+BARE_SYN_RATE = 1000.0
 # ICMP codes that stand for what a kernel socket says (RFC 1812 §5.2.7.1).
 _ICMP_CODES = {
     errno.ENETUNREACH: 0,
@@ -50,18 +54,35 @@ Dialler = Callable[[Address, Dialled], Cancellable]
 
 
 class Reception:
-    """A client whose server has not answered yet."""
+    """A client whose server has not answered yet.
 
-    __slots__ = ("client", "dial", "relay", "request", "rest")
+    ``rest`` is what followed its message in the SYN. ``late``: the message came after the
+    handshake, so that the answer goes the same way.
+    """
+
+    __slots__ = ("client", "dial", "late", "relay", "request", "rest")
 
     def __init__(
-        self, relay: GatewayRelay, client: Application, request: Request, rest: bytes
+        self,
+        relay: GatewayRelay,
+        client: Application,
+        request: Request,
+        rest: bytes,
+        late: bool = False,
     ) -> None:
         self.relay = relay
         self.client = client
         self.request = request
         self.rest = rest
+        self.late = late
         self.dial: Cancellable | None = None
+
+    def answer(self, reply: bytes, now: float) -> None:
+        """Send the Convert message of ours: in the SYN+ACK, or as the first bytes of the stream."""
+        if self.late:
+            self.client.send(reply)
+        else:
+            self.client.accept(now, take_syn_payload=True, payload=reply)
 
     def on_event(self, stream: ByteStream, kind: Event, now: float) -> None:
         """The client went away before the server answered."""
@@ -99,6 +120,8 @@ class GatewayRelay:
         self._numbers = 0
         self.started = clock()
         self._open: dict[str, int] = {}
+        self._cookies = SynCookies(stack)
+        self._bare_syns = TokenBucket(BARE_SYN_RATE)
         stack.listener = self
 
     # -- Listener -------------------------------------------------------------------------------
@@ -109,17 +132,23 @@ class GatewayRelay:
             return
         data = bytes(syn.payload)
         if not data:
-            self.stack.counters.add("ConvertSynWithoutMessage")
+            self._on_bare_syn(syn, now)
             return
         request = self._verify(data, syn.src)
         if request is None:
             return
         client = self.stack.open_passive(syn, now, mptcp=True)
-        self._receive(client, request, data[request.length :], now)
+        self._receive(Reception(self, client, request, data[request.length :]), now)
 
     def on_stray(self, segment: Segment, now: float) -> bool:
-        """Only what looks like a subflow of a connection that is gone, say after a restart, gets
-        a RST, so that its proxy need not wait for a time-out; strangers get silence."""
+        """The first data after a stateless handshake, or something that gets silence.
+
+        Only what looks like a subflow of a connection that is gone, say after a restart, gets a
+        RST, so that its proxy need not wait for a time-out.
+        """
+        if segment.length and segment.dport == self.config.listen.port:
+            self._on_late_message(segment, now)
+            return False
         return segment.dss_flags >= 0
 
     # -- Relay ----------------------------------------------------------------------------------
@@ -146,6 +175,27 @@ class GatewayRelay:
 
     # -- private --------------------------------------------------------------------------------
 
+    def _on_bare_syn(self, syn: Segment, now: float) -> None:
+        """A path that eats SYN payloads, or a stranger: nothing is kept until a message comes."""
+        self.stack.counters.add("ConvertSynWithoutMessage")
+        if self.config.listen.late_convert and self._bare_syns.take(now):
+            self._cookies.answer(syn, now)
+
+    def _on_late_message(self, segment: Segment, now: float) -> None:
+        requests: list[Request] = []
+
+        def accepts(data: bytes) -> bool:
+            request = self._verify(data, segment.src)
+            if request is not None:
+                requests.append(request)
+            return request is not None
+
+        client = self._cookies.restore(segment, now, accepts)
+        if client is None:
+            return
+        _take(client, requests[0].length)
+        self._receive(Reception(self, client, requests[0], b"", late=True), now)
+
     def _verify(self, data: bytes, source: bytes) -> Request | None:
         try:
             return self._door.verify(data, source, self._wall_clock())
@@ -153,10 +203,10 @@ class GatewayRelay:
             self.stack.counters.add(f"ConvertDrop-{error.reason}")
             return None
 
-    def _receive(self, client: Application, request: Request, rest: bytes, now: float) -> None:
+    def _receive(self, reception: Reception, now: float) -> None:
+        request = reception.request
         name = request.client
-        reception = Reception(self, client, request, rest)
-        self._owners[client] = reception
+        self._owners[reception.client] = reception
         self._opening[name] = self._opening.get(name, 0) + 1
         error = request.error or self._judge(request)
         if error is not None:
@@ -203,7 +253,7 @@ class GatewayRelay:
         client = reception.client
         name = reception.request.client
         self.leave(reception)
-        client.accept(now, take_syn_payload=True, payload=self._reply(reception.request))
+        reception.answer(self._reply(reception.request), now)
         self._numbers += 1
         flow = Flow(self._numbers, client, server, self._ended, now)
         self._owners[client] = flow
@@ -226,9 +276,8 @@ class GatewayRelay:
 
     def _finish(self, reception: Reception, reply: bytes, now: float) -> None:
         self.leave(reception)
-        client = reception.client
-        client.accept(now, take_syn_payload=True, payload=reply)
-        client.close(now)
+        reception.answer(reply, now)
+        reception.client.close(now)
 
     def _reply(self, request: Request, error: Error | None = None) -> bytes:
         return request.reply(self.stack.rng.randbytes(Proof.NONCE_LENGTH), error)
@@ -239,3 +288,10 @@ class GatewayRelay:
         name = self.flows.pop(flow, None)
         if name is not None:
             self._open[name] -= 1
+
+
+def _take(stream: ByteStream, length: int) -> None:
+    """Read and drop the first ``length`` bytes of a stream, which are there."""
+    while length:
+        for chunk in stream.receive(length):
+            length -= len(chunk)

@@ -111,6 +111,8 @@ class Opening:
             self._attempt_failed(attempt, now)
             return
         attempt.uplink.answered(attempt.rtt())
+        if attempt.syn_data_eaten():
+            attempt.uplink.ate_syn_data(now)
         if answer.reply.challenge:
             self._repeat(attempt, answer.reply.challenge, now)
         elif answer.reply.error is not None:
@@ -169,9 +171,7 @@ class LanRelay:
         stack.listener = self
         stack.path_manager = path_manager(config.mptcp.get("path_manager", "kernel"))
         stack.local_addresses = [
-            Endpoint(
-                uplink.local_ip, index + 1, uplink.name, subflow=True, backup=uplink.backup
-            )
+            Endpoint(uplink.local_ip, index + 1, uplink.name, subflow=True, backup=uplink.backup)
             for index, uplink in enumerate(self.uplinks)
         ]
 
@@ -224,7 +224,10 @@ class LanRelay:
             opening.challenge,
         )
         uplink.attempts += 1
-        stream = self.stack.connect_mptcp(uplink.local_ip, self.gateway, now, request, uplink.name)
+        early = request if uplink.takes_syn_data(now) else b""
+        stream = self.stack.connect_mptcp(uplink.local_ip, self.gateway, now, early, uplink.name)
+        if not early:
+            stream.send(request)
         self._owners[stream] = opening
 
         def check(reply: bytes) -> Reply:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 # After an attempt on an uplink went unanswered, other uplinks go first for this long (seconds).
 SUSPECT_PERIOD = 2.0
+# How long SYNs go without payload after a path ate one (seconds), and the longest such time: it
+# doubles each time the path is found to do it again (RFC 7413 §4.1.3.1).
+EATEN_PERIOD = 3600.0
+EATEN_PERIOD_MAX = 7 * 86400.0
 
 
 @dataclass(slots=True, eq=False)
@@ -13,7 +17,8 @@ class UplinkHealth:
     """What is known of one uplink.
 
     ``local_ip`` is its engine address (4 or 16 bytes), ``srtt`` in seconds (0 while unknown),
-    ``suspect_until`` the time before which other uplinks are preferred.
+    ``suspect_until`` the time before which other uplinks are preferred, ``eaten_until`` that before
+    which the request goes after the handshake.
     """
 
     name: str
@@ -22,8 +27,19 @@ class UplinkHealth:
     backup: bool = False
     srtt: float = 0.0
     suspect_until: float = field(default=0.0)
+    eaten_until: float = 0.0
+    eaten_period: float = EATEN_PERIOD
     attempts: int = 0
     failures: int = 0
+
+    def takes_syn_data(self, now: float) -> bool:
+        """Whether a SYN with payload gets through, as far as is known."""
+        return now >= self.eaten_until
+
+    def ate_syn_data(self, now: float) -> None:
+        """The path dropped the payload of a SYN, or the SYN because of it."""
+        self.eaten_until = now + self.eaten_period
+        self.eaten_period = min(2 * self.eaten_period, EATEN_PERIOD_MAX)
 
     def answered(self, srtt: float) -> None:
         """A handshake on it completed."""

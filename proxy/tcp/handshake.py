@@ -80,13 +80,12 @@ class Handshake(Receiver):
         return min(self._rcv_buffer, 65535)
 
     def _send_syn(self, now: float) -> None:
-        """A SYN; a payload goes along on the first two tries and then on every second.
+        """A SYN; a payload goes along on the first try and then on every second.
 
         A path that eats SYNs with payload must not make the connection impossible (RFC 7413
         §4.1.3), nor a lossy one make the far end miss what it needs to answer.
         """
-        tries = self._syn_tries
-        payload = self.syn_payload if tries < 2 or tries % 2 else b""
+        payload = b"" if self._syn_tries % 2 else self.syn_payload
         options = self._syn_segment_options(
             now, self.rcv_wscale if self.config.window_scale else -1
         )
@@ -169,6 +168,14 @@ class Handshake(Receiver):
         self.syn_ack_payload = payload
         self._send_syn_ack(now, payload)
         self._arm_syn(now)
+
+    def carry_in_timestamp(self, bits: int, now: float) -> None:
+        """Make ``bits`` (0..63) the low bits of the SYN-ACK's timestamp, which comes back.
+
+        The clock is set back for it, by less than 64 ms, as Linux does (cookie_init_timestamp).
+        """
+        clock = int(now * 1000.0) + self._ts_offset
+        self._ts_offset = (self._ts_offset - ((clock - bits) & 63)) & MASK
 
     def refuse(self, now: float) -> None:
         """Answer the SYN by RST and forget the connection."""

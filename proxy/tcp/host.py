@@ -50,11 +50,14 @@ class IcmpError(Protocol):
 class Host(Protocol):
     """Implemented by ``engine.stack.Stack`` and by test harnesses."""
 
-    rng: Rng
     tcp_config: TcpConfig
-    counters: Counters
     secret: bytes
     """16 random bytes drawn once per host: key of ISNs and timestamp offsets (RFC 6528)."""
+
+    @property
+    def rng(self) -> Rng: ...
+    @property
+    def counters(self) -> Counters: ...
 
     def transmit(self, packet: Packet) -> None:
         """Queue ``packet`` for the device."""
