@@ -71,7 +71,7 @@ def proxy_table(
     """The script that replaces the proxy's table."""
     devices = [uplink.dev for uplink in uplinks]
     chains = [
-        _chain("pick", "filter hook prerouting priority -110", _pick(lan)),
+        _chain("pick", "filter hook prerouting priority -110", _pick(tun, lan)),
         _chain("input", "filter hook input priority 0", _proxy_input(devices, gateway)),
         _chain(
             "forward",
@@ -144,9 +144,11 @@ def gateway_table(
     return _script(table, chains)
 
 
-def _pick(lan: Sequence[str]) -> list[str]:
+def _pick(tun: str, lan: Sequence[str]) -> list[str]:
     """Mark what the policy rules shall send to the TUN."""
     return [
+        # For the reverse path filter alone (src_valid_mark on the TUN).
+        f'iifname "{tun}" meta mark set meta mark | {MARK:#x}',
         f"iifname != {_names(lan)} return",
         # Answers to a connection from outside (a port forward, IPv6) belong to that connection.
         "ct direction reply return",

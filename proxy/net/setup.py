@@ -177,10 +177,17 @@ class Setup(ABC):
         if not indices:
             raise DeviceError(f"{name}: the TUN device is not open")
         index = indices[0]
-        settings = [("ipv4", "forwarding", "1"), ("ipv4", "rp_filter", self._rp_filter())]
+        # src_valid_mark: the engine sends with the addresses of far servers. A reverse path filter
+        # asks for the route of the opposite packet, coming in where this one goes out; with the
+        # mark on it, as nft puts it there, the answer is "to the TUN" (fib_validate_source()), so
+        # that the strictest filter is content. Loose (2) would not do: it refuses an interface
+        # without addresses, and any source when the main table has no default route.
+        settings = [("ipv4", "forwarding", "1"), ("ipv4", "src_valid_mark", "1")]
         if forwarding.has_ipv6(name):
             # No link-local address: nothing of the kernel's own shall be sent into the device.
             settings += [("ipv6", "addr_gen_mode", "1"), ("ipv6", "accept_ra", "0")]
+            if read_sysctl(f"net/ipv6/conf/{name}/force_forwarding") is not None:
+                settings.append(("ipv6", "force_forwarding", "1"))
         for family, key, value in settings:
             write_sysctl(f"net/{family}/conf/{name}/{key}", value)
         try:
@@ -189,15 +196,6 @@ class Setup(ABC):
             ipr.link("set", index=index, mtu=self._tun.mtu, state="up")
         except NetlinkError as error:
             raise DeviceError(f"{name}: cannot bring it up: {error.args[-1]}") from error
-
-    def _rp_filter(self) -> str:
-        """The engine sends with the addresses of far servers, whose routes lead to the uplinks.
-
-        The kernel takes the larger of this and ``all`` (IN_DEV_RPFILTER): where that is strict,
-        2 (loose) makes it loose for the TUN; where it is off, off it stays, because loose wants a
-        route to the source, and there need not be a default route in the main table.
-        """
-        return "0" if read_sysctl("net/ipv4/conf/all/rp_filter") == "0" else "2"
 
     @abstractmethod
     def _resolve(self, host: Host) -> None:
