@@ -7,7 +7,7 @@ from typing import Protocol
 from proxy.errors import CodecError
 from proxy.seg import gso_split
 
-__all__ = ["HEADER_LENGTH", "MAX_PACKET", "NO_OFFLOAD", "Device", "DeviceCounters", "plain"]
+__all__ = ["HEADER_LENGTH", "MAX_PACKET", "NO_OFFLOAD", "Device", "DeviceCounters", "complete"]
 
 HEADER_LENGTH = 10
 """Octets of the virtio_net_hdr before every packet (linux/virtio_net.h, without num_buffers)."""
@@ -17,6 +17,10 @@ MAX_PACKET = HEADER_LENGTH + 65536
 
 NO_OFFLOAD = bytes(HEADER_LENGTH)
 """The virtio header of a packet that is complete: no checksum to fill in, nothing to segment."""
+
+
+_NEEDS_CSUM = 1  # in the flags, which are the first octet
+_GSO_TYPE = 1  # the offset of the type, 0 for none
 
 
 class DeviceCounters:
@@ -81,11 +85,14 @@ class Device(Protocol):
         """Give up the device. Idempotent."""
 
 
-def plain(packet: bytes) -> list[bytes]:
-    """A joined packet as what would be on the wire: segments of at most one MSS, checksums done.
+def complete(packet: bytes) -> list[bytes]:
+    """A joined packet as what a wire would carry: segments of at most one MSS, checksums done.
 
-    An empty list when it is no packet that can be split (which only the caller's bug explains).
+    One that is complete already is not touched. An empty list when it cannot be completed, which
+    only a bug of the caller explains.
     """
+    if not packet[0] & _NEEDS_CSUM and not packet[_GSO_TYPE]:
+        return [NO_OFFLOAD + packet[HEADER_LENGTH:]]
     try:
         return gso_split(packet)
     except CodecError:

@@ -12,7 +12,7 @@ import pytun
 
 from proxy.errors import DeviceError
 from proxy.net.netlink import outside_loop, session
-from proxy.tun.base import HEADER_LENGTH, MAX_PACKET, DeviceCounters, plain
+from proxy.tun.base import HEADER_LENGTH, MAX_PACKET, DeviceCounters, complete
 
 __all__ = ["TunDevice"]
 
@@ -122,7 +122,8 @@ class TunDevice:
 
     def _write_plain(self, packet: list[bytes | memoryview]) -> bool:
         """Without offload the kernel shall get what could have been on a wire."""
-        segments = plain(b"".join(packet))
+        joined = b"".join(packet)
+        segments = complete(joined) if len(joined) > HEADER_LENGTH else []
         if not segments:
             self.counters.rejected += 1
             return False
