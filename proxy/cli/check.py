@@ -28,17 +28,19 @@ def execute(options: argparse.Namespace) -> int:
     settings = config.load(options.config)
     # Late: the other commands need neither policies nor netlink.
     from proxy.cli.policies import check_policies
-    from proxy.net.setup import GatewaySetup, HostSetup
+    from proxy.net.setup import GatewaySetup, HostSetup, Setup
 
     check_policies(settings)
+    setup: Setup
     if isinstance(settings, config.ProxyConfig):
         summary = describe_proxy(settings)
-        plan = HostSetup(settings).plan()
+        setup = HostSetup(settings)
     else:
         summary = describe_gateway(settings)
-        plan = GatewaySetup(settings).plan()
-    print(f"{options.config} is valid.\n")
-    print("\n".join(summary))
+        setup = GatewaySetup(settings)
+    print(f"{options.config} is well-formed.\n")
+    print("\n".join(summary), flush=True)
+    plan = setup.plan()  # ConfigError: the file does not fit this host, as it is now
     print("\n'run' would do this, and undo it when it stops:")
     print("\n".join(f"  {step}" for step in plan))
     return 0

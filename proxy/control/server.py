@@ -128,7 +128,8 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT)
+                async with asyncio.timeout(IDLE_TIMEOUT):
+                    line = await reader.readline()
             except ValueError:
                 message = f"a request may have {MAX_LINE} bytes"
                 await _send(writer, _failure(None, "too-long", message))
@@ -172,7 +173,8 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
         failure = _failure(reply["id"], "failed", "the answer cannot be written as JSON")
         text = json.dumps(failure)
     writer.write(text.encode() + b"\n")
-    await asyncio.wait_for(writer.drain(), WRITE_TIMEOUT)
+    async with asyncio.timeout(WRITE_TIMEOUT):  # wait_for() of 3.11 can lose a cancellation
+        await writer.drain()
 
 
 def _may_talk(peer: socket.socket) -> bool:

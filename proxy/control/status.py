@@ -141,7 +141,7 @@ def _uplink(
         "interface": uplink.interface,
         "address": format_ip(uplink.local_ip),
         "backup": uplink.backup,
-        "up": bool(alive) or not mine and uplink.suspect_until <= now,
+        "up": bool(alive) or (not mine and uplink.suspect_until <= now),
         "subflows": len(mine),
         "bytes_sent": sent + sum(subflow.bytes_sent for subflow in mine),
         "bytes_received": received + sum(subflow.bytes_received for subflow in mine),
