@@ -230,7 +230,7 @@ TCP_KEYS: dict[str, _Reader] = {
     "user_timeout": _num(1, _YEAR),
 }
 
-# The names and ranges are those of the kernel's net.mptcp sysctls.
+# The names are those of MptcpConfig's fields and of the kernel's net.mptcp sysctls.
 MPTCP_KEYS: dict[str, _Reader] = {
     "scheduler": _policy,
     "checksum_enabled": _bool,
@@ -239,7 +239,6 @@ MPTCP_KEYS: dict[str, _Reader] = {
     "close_timeout": _num(0, 86400),
     "syn_retrans_before_tcp_fallback": _int(0, 255),
 }
-_MPTCP_FIELDS = {"checksum_enabled": "checksum"}  # where MptcpConfig has another name
 
 
 def load(path: str | os.PathLike[str]) -> ProxyConfig | GatewayConfig:
@@ -282,7 +281,7 @@ def _proxy(root: Table, source: Path) -> ProxyConfig:
         tun=_tun(root, "proxy"),
         control=_control(root, "proxy"),
         tcp=_tcp(root),
-        mptcp=_mptcp(root),
+        mptcp=_settings(root, "mptcp", MPTCP_KEYS),
         log=_log(root),
         source=source,
     )
@@ -298,7 +297,7 @@ def _gateway(root: Table, source: Path) -> GatewayConfig:
         tun=_tun(root, "gateway"),
         control=_control(root, "gateway"),
         tcp=_tcp(root),
-        mptcp=_mptcp(root),
+        mptcp=_settings(root, "mptcp", MPTCP_KEYS),
         log=_log(root),
         source=source,
     )
@@ -479,12 +478,6 @@ def _tcp(root: Table) -> Settings:
         if low in settings and high in settings and settings[low] > settings[high]:
             raise ConfigError(f"tcp.{low}", f"must not be above tcp.{high}")
     return settings
-
-
-def _mptcp(root: Table) -> Settings:
-    settings = _settings(root, "mptcp", MPTCP_KEYS)
-    fields = {_MPTCP_FIELDS.get(name, name): value for name, value in settings.items()}
-    return MappingProxyType(fields)
 
 
 def _secrets(table: Table, source: Path) -> tuple[bytes, ...]:
