@@ -19,6 +19,7 @@ from proxy.tcp.core import (
 )
 from proxy.tcp.events import Failure
 from proxy.tcp.handshake import Handshake
+from proxy.tcp.icmp_errors import icmp_failure, is_hard
 from proxy.tcp.states import State
 
 if TYPE_CHECKING:
@@ -362,7 +363,7 @@ class TcpConnection(Handshake):
         failure = icmp_failure(v4, error.type, error.code)
         if failure is None:
             return
-        if is_hard(v4, error.type, error.code):
+        if is_hard(v4, error.type):
             self._die(failure, now)
         else:
             self._soft_error = failure
@@ -385,30 +386,3 @@ class TcpConnection(Handshake):
         if self._lost_bytes:
             self._resend_without_blame()
             self._wake()
-
-
-def icmp_failure(v4: bool, icmp_type: int, code: int) -> Failure | None:
-    """The errno of a destination unreachable or time exceeded message (Linux: icmp_err_convert)."""
-    if v4:
-        number = {
-            0: errno.ENETUNREACH, 1: errno.EHOSTUNREACH, 2: errno.ENOPROTOOPT,
-            3: errno.ECONNREFUSED, 5: errno.EOPNOTSUPP, 6: errno.ENETUNREACH,
-            7: errno.EHOSTDOWN, 8: errno.ENONET, 9: errno.ENETUNREACH,
-            10: errno.EHOSTUNREACH, 11: errno.ENETUNREACH, 12: errno.EHOSTUNREACH,
-            13: errno.EHOSTUNREACH, 14: errno.EHOSTUNREACH, 15: errno.EHOSTUNREACH,
-        }.get(code, 0) if icmp_type == 3 else errno.EHOSTUNREACH if icmp_type == 11 else 0  # fmt: skip
-    else:
-        number = {
-            0: errno.ENETUNREACH, 1: errno.EACCES, 2: errno.EHOSTUNREACH,
-            3: errno.EHOSTUNREACH, 4: errno.ECONNREFUSED, 5: errno.EACCES, 6: errno.EACCES,
-        }.get(code, 0) if icmp_type == 1 else errno.EHOSTUNREACH if icmp_type == 3 else 0  # fmt: skip
-    return Failure(number, icmp_type, code) if number else None
-
-
-def is_hard(v4: bool, icmp_type: int, code: int) -> bool:
-    """Does the message end a connection attempt at once?
-
-    DEVIATION from RFC 5461 §4: unreachable networks and hosts count too, as in Linux, so that a
-    LAN client learns in one round trip what it would learn without the proxy.
-    """
-    return icmp_type == (3 if v4 else 1)

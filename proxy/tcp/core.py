@@ -1,8 +1,9 @@
 """The state of one TCP connection and the hooks by which a subflow differs from plain TCP.
 
 ``TcpConnection`` is cut by noun into a chain of classes over this one state: ``core`` (state and
-hooks), ``output`` (build and send), ``recovery`` (acknowledgements and loss), ``receiver``
-(incoming data), ``handshake`` (open), ``connection`` (demultiplexed entry points, close, timers).
+hooks), ``output`` (build and send), ``rack``, ``scoreboard``, ``recovery``, ``timeouts``
+(acknowledgements and loss), ``receiver`` (incoming data), ``handshake`` (open), ``connection``
+(entry points, close, timers).
 One object with slots holds everything: a segment costs no indirection, an idle connection a few
 kilobytes.
 """
@@ -90,8 +91,8 @@ class ConnectionCore:
         "_rcv_buffer", "_read_told", "_drs_at", "_drs_copied", "_drs_space", "_drs_rtt",
         "_copied",
         # handshake
-        "syn_payload", "syn_payload_acked", "syn_ack_payload", "_peer_scales", "_crossed", "_soft_error",
-        "_syn_tries", "_syn_at", "_handshake_ack_due",
+        "syn_payload", "syn_payload_acked", "syn_ack_payload", "_peer_scales", "_crossed",
+        "_soft_error", "_syn_tries", "_syn_at", "_handshake_ack_due",
         # timers (``INFINITE`` = off)
         "_loss_at", "_loss_kind", "_rto_at", "_reorder_at", "_ack_at", "_pace_at", "_idle_at",
         "_life_at", "_armed_at",

@@ -252,10 +252,13 @@ class Handshake(Receiver):
             self._on_segment_syn_sent(seg, now)
         elif state is State.SYN_RECEIVED:
             self._on_segment_syn_received(seg, now)
-        elif state is State.LISTEN:
-            # Its SYN-ACK is held back: repetitions of the SYN are absorbed.
-            if seg.flags & RST and (seg.seq - self.irs - 1) & MASK <= len(self.syn_payload):
-                self._die(Failure(errno.ECONNRESET), now, seg)
+        elif (
+            # LISTEN: the SYN-ACK is held back, repetitions of the SYN are absorbed.
+            state is State.LISTEN
+            and seg.flags & RST
+            and (seg.seq - self.irs - 1) & MASK <= len(self.syn_payload)
+        ):
+            self._die(Failure(errno.ECONNRESET), now, seg)
 
     def _on_segment_syn_sent(self, seg: Segment, now: float) -> None:
         """RFC 9293 §3.10.7.3."""
@@ -318,8 +321,7 @@ class Handshake(Receiver):
         if flags & SYN:
             if seg.seq == self.irs:  # it did not get our answer: repeat it
                 if flags & ACK and seg.ack == self.snd_nxt:
-                    self._passive_established(seg, now)  # crossed SYNs
-                    if self.state is State.ESTABLISHED:
+                    if self._passive_established(seg, now):  # crossed SYNs
                         self._ack_state = ACK_NOW
                         self._wake()
                 elif now >= self._oow_ack_at:
@@ -346,8 +348,7 @@ class Handshake(Receiver):
             return
         if not self._on_options(seg, now) or self.state is not State.SYN_RECEIVED:
             return
-        self._passive_established(seg, now)
-        if self.state is not State.ESTABLISHED:
+        if not self._passive_established(seg, now):
             return
         if self.timestamps and seg.ts_val >= 0 and not (seg.ts_val - self._ts_recent) & HALF:
             self._ts_recent = seg.ts_val
@@ -356,7 +357,8 @@ class Handshake(Receiver):
             self._process_data(seg, now)
             self._wake()
 
-    def _passive_established(self, seg: Segment, now: float) -> None:
+    def _passive_established(self, seg: Segment, now: float) -> bool:
+        """The ACK of our SYN came; False if a hook ended the connection."""
         acked = (seg.ack - self.snd_nxt) & MASK
         rest = self.syn_payload if self._crossed else self.syn_ack_payload[acked:]
         self.bytes_sent += acked
@@ -374,3 +376,4 @@ class Handshake(Receiver):
         self._on_established(now)
         if self._unsent.size or self._fin_queued:
             self._wake()
+        return self.state is State.ESTABLISHED

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from proxy.tcp.core import ACK_DELAYED, ACK_NOW, FIN, INFINITE, MASK
 from proxy.tcp.reassembly import Reassembly
-from proxy.tcp.recovery import Recovery
 from proxy.tcp.states import State
+from proxy.tcp.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from proxy.seg import Segment
@@ -17,7 +17,7 @@ HALF = 0x80000000
 DRS_MIN_RTT = 0.001
 
 
-class Receiver(Recovery):
+class Receiver(Timeouts):
     """The receive side of a synchronized connection."""
 
     __slots__ = ()
@@ -100,7 +100,7 @@ class Receiver(Recovery):
         self._ack_state = ACK_NOW  # RFC 5681 §4.2: when a gap is filled
         while True:
             ready = reassembly.pop_ready(self.rcv_nxt)
-            if ready is None or self.state is State.CLOSED:
+            if ready is None:
                 break
             start = ready.start
             for chunk in ready.chunks:
@@ -111,7 +111,7 @@ class Receiver(Recovery):
                     continue
                 view = memoryview(chunk)[known:]
                 self._accept(self.rcv_nxt, view, size - known, now)
-                if self.state is State.CLOSED:  # a hook ended the connection
+                if self._reassembly is None:  # a hook ended the connection
                     return
         if not reassembly.ranges:
             self._reassembly = None

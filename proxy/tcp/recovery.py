@@ -1,25 +1,19 @@
-"""Acknowledgements: the scoreboard, fast recovery (PRR), undo, time-outs and probes."""
+"""Acknowledgements: congestion states, fast recovery (PRR), undo, tail loss probes."""
 
 from __future__ import annotations
 
-import errno
-from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from proxy.tcp.buffers import drop_front
 from proxy.tcp.core import (
     CA_LOSS,
     CA_OPEN,
     CA_RECOVERY,
     INFINITE,
-    LOSS_TIMER_OFF,
     LOSS_TIMER_PERSIST,
-    LOSS_TIMER_RTO,
-    LOSS_TIMER_TLP,
     MASK,
 )
-from proxy.tcp.events import Failure
-from proxy.tcp.rack import DUP_THRESHOLD, HALF, Rack
+from proxy.tcp.rack import DUP_THRESHOLD, HALF
+from proxy.tcp.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
     from proxy.seg import Segment
@@ -29,8 +23,8 @@ MAX_RECORDS = 8192
 """Records in flight beyond which SACK no longer splits them (CVE-2019-11478)."""
 
 
-class Recovery(Rack):
-    """What an arriving ACK does to the send side, and what silence does."""
+class Recovery(Scoreboard):
+    """What an arriving ACK does to the send side."""
 
     __slots__ = ()
 
@@ -133,32 +127,6 @@ class Recovery(Rack):
                 self._prr(DUP_THRESHOLD * self._effective_mss, 0, True)
             self._wake()
 
-    def _take_acked(self, ack: int) -> Transmission | None:
-        """Remove what lies left of ``ack`` from the flight; the last record touched."""
-        flight = self._flight
-        count = 0
-        last = None
-        for tx in flight:
-            if (ack - tx.end) & MASK >= HALF:
-                part = (ack - tx.seq) & MASK
-                if part and part < HALF:
-                    drop_front(tx.chunks, part)
-                    tx.seq = ack
-                    last = tx
-                break
-            last = tx
-            count += 1
-        if count:
-            del flight[:count]
-        return last
-
-    def _echo_rtt(self, ts_ecr: int, now: float) -> float:
-        """RTT by the timestamp echo, for data sent more than once (RFC 7323 §4.1); 0: none."""
-        if ts_ecr <= 0 or not self.timestamps:
-            return 0.0
-        delta = ((int(now * 1000.0) + self._ts_offset) - ts_ecr) & MASK
-        return max(delta, 1) / 1000.0 if delta < 600_000 else 0.0
-
     def _progress(self, advance: int, now: float) -> None:
         self.bytes_acked += advance
         self.rto_count = 0
@@ -166,15 +134,6 @@ class Recovery(Rack):
         self._stalled_since = now if self._flight else INFINITE
         if self._fin_sent and self.snd_una == self.snd_nxt:
             self._fin_acked = True
-
-    def _sample_rate(self, tx: Transmission, now: float) -> None:
-        """Delivery rate by the draft-cheng-iccrg-delivery-rate-estimation."""
-        interval = max(now - tx.delivered_at, tx.sent_at - tx.rate_sent_at)
-        self._rate_sent_at = tx.sent_at
-        if interval > 0.0 and interval >= self.min_rtt:
-            rate = (self._delivered - tx.delivered) / interval
-            if rate > self.delivery_rate or not tx.app_limited:
-                self.delivery_rate = rate
 
     # -- the general case -----------------------------------------------------------------------
 
@@ -224,126 +183,6 @@ class Recovery(Rack):
         self._schedule_loss_timer(now)
         if advance:
             self._on_acked(now)
-
-    def _dsack_in(self, seg: Segment, una: int) -> bool:
-        """Does the first SACK block report a duplicate (RFC 2883 §4)?"""
-        blocks = seg.sack
-        if not blocks:
-            return False
-        left, right = blocks[0]
-        if (seg.ack - right) & MASK < HALF and (seg.ack - left) & MASK < HALF:
-            return True
-        if len(blocks) > 1:
-            outer_left, outer_right = blocks[1]
-            return (left - outer_left) & MASK < HALF and (outer_right - right) & MASK < HALF
-        return False
-
-    def _cumulative(self, ack: int, acked: list[Transmission]) -> bool:
-        """Remove what lies left of ``ack``; True if something lost by RTO arrived unaided."""
-        flight = self._flight
-        count = 0
-        original = False
-        for tx in flight:
-            end = tx.end
-            if (ack - end) & MASK >= HALF:
-                part = (ack - tx.seq) & MASK
-                if not part or part >= HALF:
-                    break
-                self._split(count, part)
-            count += 1
-            length = (tx.end - tx.seq) & MASK
-            if tx.sacked:
-                self._sacked_bytes -= length
-                continue
-            self._delivered += length
-            if tx.lost:
-                self._lost_bytes -= length
-                if not tx.retransmitted:
-                    original = True
-            else:
-                self.bytes_in_flight -= length
-            acked.append(tx)
-            if tx.end == ack:
-                break
-        if count:
-            del flight[:count]
-        self.snd_una = ack
-        return original
-
-    def _mark_sacked(self, left: int, right: int, acked: list[Transmission]) -> None:
-        """Mark ``left`` to ``right`` as received; records are split at the edges."""
-        flight = self._flight
-        una = self.snd_una
-        index = bisect_left(flight, (left - una) & MASK, key=lambda tx: (tx.end - una - 1) & MASK)
-        right_offset = (right - una) & MASK
-        left_offset = (left - una) & MASK
-        while index < len(flight):
-            tx = flight[index]
-            start = (tx.seq - una) & MASK
-            if start >= right_offset:
-                return
-            if tx.sacked:
-                index += 1
-                continue
-            end = (tx.end - una) & MASK
-            if start < left_offset or end > right_offset:
-                if len(flight) >= MAX_RECORDS:
-                    index += 1
-                    continue
-                if start < left_offset:
-                    self._split(index, left_offset - start)
-                    index += 1
-                    continue
-                self._split(index, right_offset - start)
-                end = right_offset
-            length = end - start
-            if tx.lost:
-                self._lost_bytes -= length
-            else:
-                self.bytes_in_flight -= length
-            self._sacked_bytes += length
-            self._delivered += length
-            tx.sacked = True
-            acked.append(tx)
-            index = self._join_sacked(index) + 1
-
-    def _rack_update(
-        self, acked: list[Transmission], ts_ecr: int, advance: int, now: float
-    ) -> float:
-        """Tell RACK; the RTT of the newest record sent once, else by timestamp; 0: none."""
-        newest = 0.0
-        ambiguous = False
-        for tx in acked:
-            self._rack_delivered(tx, ts_ecr, now)
-            if tx.retransmitted:
-                # What follows a repaired hole may have waited behind it (Karn, RFC 6298 §3).
-                ambiguous = True
-            elif tx.sent_at > newest:
-                newest = tx.sent_at
-        rtt = now - newest if newest and not ambiguous else 0.0
-        if ambiguous and advance:
-            rtt = self._echo_rtt(ts_ecr, now)
-        if rtt > 0.0:
-            self._on_rtt(rtt, now)
-        return rtt
-
-    def _join_sacked(self, index: int) -> int:
-        """Neighbours that were both received become one record, so that scans stay short."""
-        flight = self._flight
-        tx = flight[index]
-        if index + 1 < len(flight) and flight[index + 1].sacked:
-            after = flight.pop(index + 1)
-            tx.chunks = tx.chunks + after.chunks
-            tx.end = after.end
-            tx.fin = after.fin
-        if index and flight[index - 1].sacked:
-            before = flight[index - 1]
-            before.chunks += tx.chunks
-            before.end = tx.end
-            before.fin = tx.fin
-            del flight[index]
-            return index - 1
-        return index
 
     # -- congestion states ----------------------------------------------------------------------
 
@@ -501,121 +340,3 @@ class Recovery(Rack):
         self._rto_at = now + self.rto
         self._schedule_loss_timer(now)
         self._on_probe(now)
-
-    # -- timers ---------------------------------------------------------------------------------
-
-    def _on_loss_timer(self, now: float) -> None:
-        kind = self._loss_kind
-        self._loss_at = INFINITE
-        self._loss_kind = LOSS_TIMER_OFF
-        if kind == LOSS_TIMER_TLP and self._flight:
-            self._send_tail_probe(now)
-        elif kind == LOSS_TIMER_RTO and self._flight:
-            self._on_retransmission_timeout(now)
-        elif kind == LOSS_TIMER_PERSIST:
-            self._on_persist_timeout(now)
-
-    def _given_up(self, now: float) -> bool:
-        """No progress for longer than the settings allow (RFC 9293 §3.8.3)."""
-        config = self.config
-        limit = config.user_timeout
-        if limit is None:
-            limit = give_up_after(config.retries, config.min_rto, config.max_rto)
-        if now - self._stalled_since < limit:
-            return False
-        self._die(Failure(errno.ETIMEDOUT), now)
-        return True
-
-    def _on_retransmission_timeout(self, now: float) -> None:
-        """RFC 6298 §5.4-5.6, RFC 8985 §6.3."""
-        if self._given_up(now):
-            return
-        congestion = self.congestion
-        if not self.rto_count:
-            self._blackout_cwnd = max(congestion.cwnd, self._blackout_cwnd)
-            if self._ca_state != CA_LOSS:
-                self._undo_marker = self.snd_una
-                self._undo_bytes = 0
-                self._undo_sent = False
-                congestion.on_rto(now)
-            else:
-                self._undo_marker = -1
-        self.rto_count += 1
-        self.counters.add("TCPTimeouts")
-        self._ca_state = CA_LOSS
-        self._recovery_point = self.snd_nxt
-        self._tlp_end = -1
-        self._reorder_at = INFINITE
-        self._mark_timed_out(now)
-        mss = self._effective_mss
-        congestion.cwnd = mss
-        self._take_congestion_window()
-        self.cwnd = self.bytes_in_flight + mss
-        self._pace_next = 0.0
-        self._pace_at = INFINITE
-        self._rto_at = now + self._current_rto()
-        self._schedule_loss_timer(now)
-        self._on_rto(now)
-        self._wake()
-
-    def _mark_timed_out(self, now: float) -> None:
-        """The head is lost, and so is all that was sent as long ago as a round trip."""
-        flight = self._flight
-        if flight[0].sacked:  # the peer went back on its word (RFC 2018 §8)
-            self.counters.add("TCPSACKReneging")
-            for tx in flight:
-                if tx.sacked:
-                    tx.sacked = False
-                    self.bytes_in_flight += (tx.end - tx.seq) & MASK
-            self._sacked_bytes = 0
-        oldest = now - self._rack_rtt - self._rack_window()
-        for index, tx in enumerate(flight):
-            if not tx.sacked and not tx.lost and (not index or tx.sent_at <= oldest):
-                self._mark_lost(tx)
-
-    def _resend_without_blame(self) -> None:
-        """Lost records are to be sent again though nothing speaks of congestion (path MTU)."""
-        if self._ca_state == CA_OPEN:
-            self._ca_state = CA_LOSS
-            self._recovery_point = self.snd_nxt
-            self._undo_marker = self._tlp_end = -1
-
-    def _on_reorder_timer(self, now: float) -> None:
-        """What was only late is lost now (RFC 8985 §6.3)."""
-        if self._rack_detect(now):
-            if self._ca_state == CA_OPEN:
-                self._enter_recovery(0, now)
-            if self._ca_state == CA_RECOVERY:
-                self._prr(0, 0, True)
-            self._schedule_loss_timer(now)
-            self._wake()
-
-    def _on_persist_timeout(self, now: float) -> None:
-        """The window is shut: ask (RFC 9293 §3.8.6.1). A silent peer is given up in the end."""
-        if self._stalled_since == INFINITE:
-            self._stalled_since = now
-        if self._given_up(now):
-            return
-        if self._flight or not (self._unsent.size or self._fin_queued):
-            return
-        self._probe_count += 1
-        self.counters.add("TCPWinProbe")
-        window = self.snd_wnd
-        if window > 0 and self._unsent.size:
-            # Small but open: the sender's silly window rule has waited long enough.
-            self._send_one(min(window, self._unsent.size, self._segment_limit(self.snd_nxt)), now)
-            self._schedule_loss_timer(now)
-            return
-        self._send_probe_ack(now)
-        self._loss_kind = LOSS_TIMER_PERSIST
-        self._schedule_loss_timer(now)
-
-
-def give_up_after(retries: int, min_rto: float, max_rto: float) -> float:
-    """Seconds that ``retries`` retransmissions with back-off take (Linux: tcp_retries2)."""
-    doublings = 0
-    while min_rto * (2 << doublings) <= max_rto:
-        doublings += 1
-    if retries <= doublings:
-        return ((2 << retries) - 1) * min_rto
-    return ((2 << doublings) - 1) * min_rto + (retries - doublings) * max_rto
