@@ -21,8 +21,9 @@ from tests.lab.waiting import wait_for
 
 NGINX_CONFIG = """
 daemon off;
-# One process that changes no user: also good in a user namespace.
+# One process that changes no user: also good in a user namespace, where there is but one.
 master_process off;
+user root root;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log warn;
 events {{ worker_connections 4096; }}
