@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from proxy.seg import Segment
 
 _FAIL_TIMEOUT = 120.0
+# How long subflows may take to close once the data level is closed: a path may be dead.
+_LINGER = 10.0
 
 
 class MptcpConnection(Paths):
@@ -382,6 +384,8 @@ class MptcpConnection(Paths):
         for subflow in list(self.subflows):
             subflow.closing = True
             self._close_after_end(subflow, now)
+        self._life_at = now + _LINGER
+        self.arm()
         self.host.event(self, Event.CLOSED)
         self.host.wake(self)
         if not self.subflows:
@@ -509,13 +513,17 @@ class MptcpConnection(Paths):
             self.path_manager.on_timer(self, now)
 
     def _on_abandoned(self, now: float) -> None:
-        """No subflow for ``close_timeout`` (FIN-04)."""
+        """No subflow for ``close_timeout`` (FIN-04), or subflows that do not get closed."""
         self._life_at = INFINITE
-        if self.subflows or self.state is State.CLOSED:
-            return
-        self.error = Failure(errno.ETIMEDOUT)
-        self._end()
-        self.host.event(self, Event.TIMED_OUT)
+        if self.state is not State.CLOSED:
+            if any(subflow.fully_established for subflow in self.subflows):
+                return
+            self.error = Failure(errno.ETIMEDOUT)
+            self._end()
+            self.host.event(self, Event.TIMED_OUT)
+        for subflow in list(self.subflows):
+            subflow.abort(now)
+        self.subflows.clear()
         self._released()
 
 

@@ -66,7 +66,6 @@ class Paths(Data):
         )
         self.subflows.append(subflow)
         self._usable = None
-        self._life_at = INFINITE
         self.host.register(subflow)
         return subflow
 
@@ -161,6 +160,7 @@ class Paths(Data):
     def on_join_complete(self, subflow: Subflow, now: float) -> None:
         """Both HMACs are right and the handshake of a join is over."""
         subflow.fully_established = True
+        self._life_at = INFINITE
         self.contiguous = False
         self._usable = None
         self.note(
@@ -282,9 +282,8 @@ class Paths(Data):
         if self._unknown_to_peer(subflow):
             self._fail(subflow, now)
             return
-        if not self.subflows:
+        if self._life_at == INFINITE and not any(s.fully_established for s in self.subflows):
             self._life_at = now + self.config.close_timeout
-            self.arm()
         self.path_manager.on_subflow_closed(self, subflow, subflow.reset_reason, now)
         self.arm()
         self.host.wake(self)
