@@ -16,7 +16,7 @@ from proxy.net.netlink import NetlinkError, outside_loop, session
 from proxy.net.nft import Forwarding, Listener
 from proxy.net.routes import MAIN, MARK, PROTOCOL, Route, Rule, Scope, reconcile
 from proxy.net.sysctl import STATE_DIRECTORY, StateFile, Sysctls, read_sysctl, write_sysctl
-from proxy.net.uplinks import Uplink, UplinkSettings, engine_address, resolve
+from proxy.net.uplinks import Uplink, UplinkSettings, engine_address, resolve, uplink_address
 
 if TYPE_CHECKING:
     from proxy.config import GatewayConfig, ProxyConfig, TunConfig
@@ -260,12 +260,11 @@ class HostSetup(Setup):
                 rules.append(Rule(family, self._NEAR, MAIN, iif=name, mark=MARK, specific=True))
                 rules.append(Rule(family, self._FAR, self._TABLE, iif=name, mark=MARK))
             for position, uplink in enumerate(self.uplinks):
-                address = uplink.addr(family)
-                if address is not None:
-                    source = str(ip_network(address))
-                    priority = self._FIRST_UPLINK + position
-                    rules.append(Rule(family, priority, uplink.table, source=source))
-                    routes.extend(_uplink_routes(host, family, uplink))
+                address = uplink_address(self._prefix(family), position)
+                source = str(ip_network(address))
+                priority = self._FIRST_UPLINK + position
+                rules.append(Rule(family, priority, uplink.table, source=source))
+                routes.extend(_uplink_routes(host, family, uplink))
         return routes, rules
 
     def _forwarders(self, host: Host) -> list[str]:
@@ -359,7 +358,7 @@ def _uplink_routes(host: Host, family: int, uplink: Uplink) -> list[Route]:
     metric = _METRIC6 if family == socket.AF_INET6 else 0
     found = [Route(family, uplink.table, "default", metric=_LAST_METRIC[family])]
     link = host.links.get(uplink.dev)
-    if link is None or not link.up:
+    if link is None or not link.up or uplink.addr(family) is None:
         return found
     for network in host.connected_networks(family, uplink.index):
         found.append(

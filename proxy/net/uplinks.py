@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from proxy.net.links import Host
     from proxy.toml_table import IpNetwork
 
-__all__ = ["FIRST_TABLE", "Uplink", "engine_address", "resolve"]
+__all__ = ["FIRST_TABLE", "Uplink", "engine_address", "resolve", "uplink_address"]
 
 FIRST_TABLE = 8810
 """The routing table of the first uplink; the others follow."""
@@ -70,6 +70,11 @@ def engine_address(prefix: IpNetwork, host: int) -> bytes:
     return prefix[host].packed
 
 
+def uplink_address(prefix: IpNetwork, position: int) -> bytes:
+    """The engine's address for the uplink at ``position`` (from 0), packed."""
+    return engine_address(prefix, _FIRST_HOST + position)
+
+
 def resolve(
     host: Host, uplinks: tuple[UplinkSettings, ...], prefix4: IpNetwork, prefix6: IpNetwork
 ) -> tuple[Uplink, ...]:
@@ -105,7 +110,7 @@ def _resolve_one(
     ):
         route = host.default_route(family, link.index)
         usable = hop is not None or route is not None
-        addresses.append(engine_address(prefix, _FIRST_HOST + position) if usable else None)
+        addresses.append(uplink_address(prefix, position) if usable else None)
         hops.append(hop or (route.gateway if route else None))
     return Uplink(
         name=settings.name,

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -381,6 +382,24 @@ def test_an_uplink_that_is_down_is_no_way_out_by_another(
         assert setup.refresh() == []
     test_an_uplinks_address_leaves_by_that_uplink_and_the_answer_returns(home, device, 4, 1)
     test_an_uplinks_address_leaves_by_that_uplink_and_the_answer_returns(home, device, 6, 1)
+
+
+@BOTH
+def test_an_uplink_without_a_family_is_no_way_out_in_it(
+    home: Home, tmp_path: Path, version: int
+) -> None:
+    other = replace(proxy_config().uplinks[1], next_hop=None, next_hop6=None)
+    config = replace(proxy_config(), uplinks=(proxy_config().uplinks[0], other))
+    with tun(home.host, PROXY_TUN) as device, home.host.entered():
+        setup = HostSetup(config, tmp_path)
+        setup.apply()
+        try:
+            assert (setup.uplinks[1].addr4, setup.uplinks[1].addr6) == (None, None)
+            device.write(header(engine(version, 1), packed(far(version)), next(ports), PORT))
+            packet = await_packet(device, is_not_tcp, "an ICMP error")
+            assert packet[30 if version == 4 else 50] == (3 if version == 4 else 1)
+        finally:
+            setup.undo()
 
 
 def test_a_new_default_route_is_followed(home: Home, ready: tuple[HostSetup, TunDevice]) -> None:
