@@ -19,6 +19,7 @@ __all__ = ["TunDevice"]
 # linux/if_tun.h; pytun knows the flags of TUNSETIFF but none of these.
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
+_TUNGETIFF = 0x800454D2
 _TUN_F_CSUM = 0x01
 _TUN_F_TSO4 = 0x02
 _TUN_F_TSO6 = 0x04
@@ -152,11 +153,10 @@ class TunDevice:
             raise DeviceError(f"{self.name}: the device is closed") from None
         if error.errno in _GONE:
             raise DeviceError(f"{self.name}: the interface is gone") from error
-        if error.errno != errno.EINVAL:
-            try:
-                socket.if_nametoindex(self.name)
-            except OSError:
-                raise DeviceError(f"{self.name}: the interface is gone") from error
+        try:
+            fcntl.ioctl(self._fd, _TUNGETIFF, bytes(40))
+        except OSError:
+            raise DeviceError(f"{self.name}: the interface is gone") from error
 
     def fileno(self) -> int:
         """The descriptor, for the event loop."""
@@ -217,7 +217,7 @@ def _is_idle(name: str) -> bool:
             if info is None or info.get_attr("IFLA_INFO_KIND") != "tun":
                 return False
             data = info.get_attr("IFLA_INFO_DATA")
-            return data is not None and data.get_attr("IFLA_TUN_NUM_QUEUES") == 0
+            return data is not None and not data.get_attr("IFLA_TUN_NUM_QUEUES")
     return False
 
 
