@@ -250,6 +250,7 @@ class TcpConnection(Handshake):
                 self._arm()
         elif state is CLOSING:
             self._enter_time_wait(now)
+            self._on_closed(now)
         elif state is LAST_ACK:
             self._release()
             self._on_closed(now)
@@ -260,7 +261,6 @@ class TcpConnection(Handshake):
         self._no_timers()
         self._life_at = now + self.config.time_wait
         self._arm()
-        self._on_closed(now)
 
     def _release(self) -> None:
         """CLOSED: no timers, no buffers but what the application may still read."""

@@ -135,6 +135,8 @@ class Receiver(Timeouts):
             self.fin_received = True
             self._peer_finished(now)
             self._on_fin(now)
+            if self.state is State.TIME_WAIT:
+                self._on_closed(now)  # the application hears of the end of the stream first
 
     def _peer_finished(self, now: float) -> None:
         """The state change that the peer's FIN causes."""
@@ -165,7 +167,8 @@ class Receiver(Timeouts):
         if current >= HALF:
             current = 0
         gain = self._receive_window() - current
-        if gain >= 2 * self._rcv_mss and (gain >= current or 2 * gain >= self._rcv_buffer):
+        half = self._rcv_buffer // 2
+        if gain >= min(2 * self._rcv_mss, half) and (gain >= current or gain >= half):
             self._ack_state = ACK_NOW
             self._wake()
 
