@@ -231,6 +231,8 @@ class MptcpConnection(Paths):
         self.tx.fin_sent = False  # a DATA_FIN under way becomes a FIN
         self._forget_token()
         self.note(Note(Event.FALLBACK, subflow.local, subflow.remote, text=reason))
+        if subflow.fin_received and not self.rx.finished:
+            self._finish_receiving(self._now)
         self.host.wake(self)
 
     def on_infinite_mapping(

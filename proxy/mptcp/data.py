@@ -45,7 +45,7 @@ class Data(ConnectionCore):
             usable = self._usable = [
                 s
                 for s in self.subflows
-                if (s.fully_established or (s.initial and s.active))
+                if (s.fully_established or not s.mptcp or (s.initial and s.active))
                 and (s.state is _ESTABLISHED or s.state is _CLOSE_WAIT)
                 and not (s.closing or s.doomed or s.stale)
             ]
@@ -335,6 +335,10 @@ class Data(ConnectionCore):
         if self.fallback is not Fallback.NONE or not self.subflows:
             return
         if tx.una == tx.nxt and tx.fin_sent and not tx.fin_acked:
+            for subflow in list(self.subflows):
+                if self._backoff > 1 and subflow.acks_without_dss:
+                    if self._stripped(subflow, now):
+                        return
             self._offer_fin()
         elif tx.una < tx.nxt:
             self._rescue_head(now)

@@ -259,6 +259,9 @@ class Paths(Data):
         if subflow not in self.subflows:
             return
         self.subflows.remove(subflow)
+        subflow.detached = True
+        if subflow.due and subflow.state is not State.CLOSED:
+            self.host.wake(subflow)
         self._usable = None
         if self._last_rx is subflow:
             self._last_rx = None

@@ -121,6 +121,8 @@ class Subflow(SubflowCore):
     # -- options of segments ------------------------------------------------------------------
 
     def _on_options(self, seg: Segment, now: float) -> bool:
+        if self.detached:
+            return True
         conn = self.conn
         conn.host.wake(conn)
         self.due = True
@@ -169,7 +171,8 @@ class Subflow(SubflowCore):
 
     def _on_bare(self, seg: Segment) -> None:
         # FB-05: an ACK for mapped data without a DATA_ACK may mean that options are stripped.
-        if seg.ack != self.snd_una and len(self.mappings):
+        tx = self.conn.tx
+        if (seg.ack != self.snd_una and len(self.mappings)) or tx.fin_sent != tx.fin_acked:
             self.acks_without_dss = True
 
     def _prove(self, options: tuple[MptcpOption, ...], seg: Segment, now: float) -> bool:

@@ -61,6 +61,7 @@ class SubflowCore(TcpConnection):
         "backup",
         "closing",
         "conn",
+        "detached",
         "doomed",
         "due",
         "fastclose",
@@ -106,6 +107,7 @@ class SubflowCore(TcpConnection):
         self.suspect = False
         self.closing = False
         self.doomed = False
+        self.detached = False
         self.due = False
         self.fin_due = False
         self.fastclose = False
@@ -133,7 +135,8 @@ class SubflowCore(TcpConnection):
 
     def _wake(self) -> None:
         self.due = True
-        self.host.wake(self.conn)
+        # In TIME-WAIT it is no longer one of the connection's, and still answers.
+        self.host.wake(self if self.detached else self.conn)
 
     def doom(self, reason: int) -> None:
         """Reset this subflow as soon as the current segment is dealt with (RFC 8684 §3.6).

@@ -237,6 +237,9 @@ class MptcpPair:
                 else:
                     conn.on_join(seg, self.now)
                 return
+        if self.server is not None:
+            host.reset(seg, self.now)  # a stripped join: the harness serves one connection
+            return
         offers = any(isinstance(parse_option(r, True, False), MpCapable) for r in seg.mptcp)
         if offers and host.mptcp_config.enabled:
             self.server = MptcpConnection.open_passive(host, seg, self.now)
