@@ -28,15 +28,21 @@ class Attempt:
     """Collects the gateway's Convert message: from the SYN+ACK, or the first bytes after it.
 
     ``check`` turns exactly one message into a proven ``Reply`` or raises ``ConvertError``.
+    ``challenged``: the request answered a challenge already.
     """
 
-    __slots__ = ("_check", "_received", "stream", "uplink")
+    __slots__ = ("_check", "_received", "challenged", "stream", "uplink")
 
     def __init__(
-        self, stream: MptcpConnection, uplink: UplinkHealth, check: Callable[[bytes], Reply]
+        self,
+        stream: MptcpConnection,
+        uplink: UplinkHealth,
+        check: Callable[[bytes], Reply],
+        challenged: bool,
     ) -> None:
         self.stream = stream
         self.uplink = uplink
+        self.challenged = challenged
         self._check = check
         self._received = b""
 

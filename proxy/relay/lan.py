@@ -41,7 +41,7 @@ _ICMP_CODES = {why.value[0]: why for why in Unreachable}
 class Opening:
     """A LAN client that waits for its server; the owner of its attempts to reach it."""
 
-    __slots__ = ("attempts", "challenge", "hedge_at", "lan", "relay", "remaining", "syn")
+    __slots__ = ("attempts", "hedge_at", "lan", "relay", "remaining", "syn")
 
     def __init__(
         self, relay: LanRelay, syn: Segment, lan: TcpConnection, uplinks: list[UplinkHealth]
@@ -52,7 +52,6 @@ class Opening:
         self.remaining = uplinks
         self.attempts: list[Attempt] = []
         self.hedge_at: float | None = None
-        self.challenge = b""
 
     @property
     def destination(self) -> Address:
@@ -129,13 +128,13 @@ class Opening:
 
     def _repeat(self, attempt: Attempt, challenge: bytes, now: float) -> None:
         """Ask again with the gateway's challenge: our clock is off, or the gateway is new."""
+        attempt.stream.abort(now)
+        if attempt.challenged:
+            self._attempt_failed(attempt, now)  # once is enough: something else is wrong
+            return
         self.attempts.remove(attempt)
         self.relay.disown(attempt.stream)
-        attempt.stream.abort(now)
-        if self.challenge:
-            self.relay.refuse(self, now)  # once is enough: it is fresh, so something else is wrong
-            return
-        self.challenge = challenge
+        attempt.uplink.challenged(challenge, now)
         self.remaining.insert(0, attempt.uplink)
         self.try_next(now)
 
@@ -217,11 +216,12 @@ class LanRelay:
 
     def attempt(self, opening: Opening, uplink: UplinkHealth, now: float) -> Attempt:
         """Open a connection to the gateway on ``uplink``, with the request in its SYN."""
+        challenge = uplink.challenge_at(now)
         request = self.client.request(
             opening.destination,
             self._wall_clock(),
             self.stack.rng.randbytes(NONCE_LENGTH),
-            opening.challenge,
+            challenge,
         )
         uplink.attempts += 1
         early = request if uplink.takes_syn_data(now) else b""
@@ -233,7 +233,7 @@ class LanRelay:
         def check(reply: bytes) -> Reply:
             return self.client.check_reply(request, reply, self._wall_clock())
 
-        return Attempt(stream, uplink, check)
+        return Attempt(stream, uplink, check, challenged=bool(challenge))
 
     def join(self, opening: Opening, attempt: Attempt, rest: bytes, now: float) -> None:
         """The server answered: answer the client and let bytes flow."""

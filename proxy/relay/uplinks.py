@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from proxy.convert.auth import CHALLENGE_LIFETIME
 
 # After an attempt on an uplink went unanswered, other uplinks go first for this long (seconds).
 SUSPECT_PERIOD = 2.0
+# How long a challenge is answered (seconds): half of what the gateway lets it live.
+CHALLENGE_PERIOD = CHALLENGE_LIFETIME / 2
 # How long SYNs go without payload after a path ate one (seconds), and the longest such time: it
 # doubles each time the path is found to do it again (RFC 7413 §4.1.3.1).
 EATEN_PERIOD = 3600.0
@@ -26,11 +30,25 @@ class UplinkHealth:
     local_ip: bytes
     backup: bool = False
     srtt: float = 0.0
-    suspect_until: float = field(default=0.0)
+    suspect_until: float = 0.0
+    challenge: bytes = b""
+    challenge_until: float = 0.0
     eaten_until: float = 0.0
     eaten_period: float = EATEN_PERIOD
     attempts: int = 0
     failures: int = 0
+
+    def challenge_at(self, now: float) -> bytes:
+        """The gateway's challenge to answer in a request; empty when there is none to answer."""
+        return self.challenge if now < self.challenge_until else b""
+
+    def challenged(self, challenge: bytes, now: float) -> None:
+        """The gateway wants its challenge answered in requests that come this way.
+
+        It is bound to the network that the gateway sees, so that each uplink has its own.
+        """
+        self.challenge = challenge
+        self.challenge_until = now + CHALLENGE_PERIOD
 
     def takes_syn_data(self, now: float) -> bool:
         """Whether a SYN with payload gets through, as far as is known."""
