@@ -1,0 +1,1 @@
+"""Two stacks, random links and random applications in virtual time; the oracle is the stream."""

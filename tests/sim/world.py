@@ -1,0 +1,368 @@
+"""One run: two stacks, the paths between them and the applications, in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from typing import Any
+
+from proxy.engine.stack import Application, Stack
+from proxy.errors import CodecError
+from proxy.mptcp.connection import MptcpConnection
+from proxy.pm.base import Endpoint, factory
+from proxy.seg import Segment, gro_merge, parse
+from proxy.tcp.connection import TcpConnection
+from proxy.tcp.events import Event
+from proxy.wire.address import Address
+from tests.sim.endpoint import TERMINAL, End, Failure
+from tests.sim.judge import Judge
+from tests.sim.monitor import Monitor
+from tests.sim.network import DOWN, UP, Path, client_ip, server_ip
+from tests.sim.scenario import FlowPlan, HostPlan, Scenario
+
+START = 1000.0
+PORT = 8803
+MAX_STEPS = 150_000
+MAX_ROUNDS = 300
+SIDES = ("client", "server")
+Tracer = Callable[[float, str], None]
+
+
+class Flow:
+    """One conversation: both ends and what is known of it."""
+
+    def __init__(self, plan: FlowPlan, client: End, server: End, port: int) -> None:
+        self.plan = plan
+        self.client = client
+        self.server = server
+        client.peer, server.peer = server, client
+        self.port = port
+        self.refused = False
+        self.accepted = False
+
+    @property
+    def over(self) -> bool:
+        """Neither application waits for anything."""
+        client, server = self.client, self.server
+        if client.done_at is None:
+            return False
+        return server.done_at is not None or server.conn is None
+
+
+class World:
+    """Built from a scenario; ``run`` plays it and raises ``Failure`` if a rule is broken."""
+
+    def __init__(self, scenario: Scenario, trace: Tracer | None = None) -> None:
+        self.scenario = scenario
+        self.trace = trace
+        self.now = START
+        self.steps = 0
+        self.rng = random.Random(scenario.seed ^ 0x5EED)
+        v6 = scenario.v6
+        self.paths = [
+            Path(plan, index, v6, random.Random(self.rng.getrandbits(64)), START)
+            for index, plan in enumerate(scenario.paths)
+        ]
+        self._by_address = {path.inside: path for path in self.paths}
+        self._by_address.update({path.outside: path for path in self.paths})
+        plans = (scenario.client, scenario.server)
+        self.stacks = tuple(self._stack(plan) for plan in plans)
+        self._late = tuple(plan.late for plan in plans)
+        self._gro = tuple(plan.gro for plan in plans)
+        self.monitors = tuple(
+            Monitor(name, stack, plan.tcp.mtu6 if v6 else plan.tcp.mtu4)
+            for name, stack, plan in zip(SIDES, self.stacks, plans, strict=True)
+        )
+        self._configure_paths()
+        self.ends: dict[Application, End] = {}
+        self.flows = [self._flow(index, plan) for index, plan in enumerate(scenario.flows)]
+        self._by_port = {flow.port: flow for flow in self.flows}
+        self._opening: dict[Application, Flow] = {}
+        self._arrivals: list[tuple[float, int, int, Path, bytes]] = []
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._instant = 0
+        self.stacks[1].listener = self
+        self.judge = Judge(self)
+        for path in self.paths:
+            path.on_drop = self._trace_drop
+
+    # -- setting up ---------------------------------------------------------------------------
+
+    def _stack(self, plan: HostPlan) -> Stack:
+        return Stack(random.Random(self.rng.getrandbits(64)), plan.tcp, plan.mptcp)
+
+    def _configure_paths(self) -> None:
+        client, server = self.stacks
+        v6 = self.scenario.v6
+        client.path_manager = factory("kernel")
+        client.local_addresses = [
+            Endpoint(
+                path.inside,
+                path.index + 1,
+                uplink=f"u{path.index}",
+                subflow=True,
+                backup=path.plan.backup,
+            )
+            for path in self.paths
+        ]
+        server.path_manager = factory("passive")
+        if self.scenario.announce:
+            server.path_manager = factory("kernel")
+            server.local_addresses = [Endpoint(server_ip(v6, 2), 1, signal=True)]
+
+    def _flow(self, index: int, plan: FlowPlan) -> Flow:
+        rng = self.rng
+        name = f"flow {index}" if len(self.scenario.flows) > 1 else "flow"
+        client = End(self, f"{name} client", plan.client, rng.randbytes(plan.client.size), True)
+        server = End(self, f"{name} server", plan.server, rng.randbytes(plan.server.size), False)
+        return Flow(plan, client, server, PORT + index)
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Run ``action`` later."""
+        self._count += 1
+        heapq.heappush(self._timers, (self.now + seconds, self._count, action))
+
+    def log(self, text: str) -> None:
+        """A line for the trace."""
+        if self.trace is not None:
+            self.trace(self.now, text)
+
+    # -- the run --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Play the scenario to its end."""
+        for flow in self.flows:
+            self.after(flow.plan.start, lambda flow=flow: self._open(flow))  # type: ignore[misc]
+        self._settle()
+        while self._step():
+            self.judge.watch()
+        self.judge.verdict()
+
+    def _next(self) -> float:
+        """When something happens next; infinity for never."""
+        due = float("inf")
+        for stack, late in zip(self.stacks, self._late, strict=True):
+            deadline = stack.next_timeout()
+            if deadline is not None and deadline + late < due:
+                due = deadline + late
+        if self._arrivals and self._arrivals[0][0] < due:
+            due = self._arrivals[0][0]
+        if self._timers and self._timers[0][0] < due:
+            due = self._timers[0][0]
+        return due
+
+    def _step(self) -> bool:
+        due = self._next()
+        if due == float("inf"):
+            return False
+        self.steps += 1
+        if due > self.now:
+            self.now = due
+            self._instant = 0
+        else:
+            self._instant += 1
+            if self._instant > MAX_ROUNDS:
+                raise Failure(f"time stands still at {self.now - START:.6f}")
+        if self.steps > MAX_STEPS:
+            raise Failure(f"no end after {self.steps} steps")
+        now = self.now
+        if self._arrivals and self._arrivals[0][0] <= now:
+            self._deliver(now)
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+        for side, stack in enumerate(self.stacks):
+            deadline = stack.next_timeout()
+            if deadline is not None and deadline + self._late[side] <= now:
+                stack.handle_timeout(now)
+        self._settle()
+        return True
+
+    def _deliver(self, now: float) -> None:
+        batches: tuple[list[bytes], list[bytes]] = ([], [])
+        arrivals = self._arrivals
+        while arrivals and arrivals[0][0] <= now:
+            _, _, side, path, packet = heapq.heappop(arrivals)
+            direction = UP if side else DOWN
+            if path.plan.outages and path.dead(direction, now, arriving=True):
+                self._trace_drop(path.index, direction, packet, "outage on the way")
+                continue
+            batches[side].append(packet)
+        for side, packets in enumerate(batches):
+            if not packets:
+                continue
+            if self._gro[side] and len(packets) > 1:
+                packets = gro_merge(packets)
+            for packet in packets:
+                self._receive(side, packet)
+
+    def _receive(self, side: int, packet: bytes) -> None:
+        try:
+            seg = parse(packet)
+        except CodecError:
+            self.log(f"{SIDES[side]} gets no TCP: {packet[10:].hex()}")
+        else:
+            self.monitors[side].received(seg)
+            if self.trace is not None:
+                self._trace_segment(f"  -> {SIDES[side]}", seg)
+        self.stacks[side].receive(packet, self.now)
+
+    def _settle(self) -> None:
+        """Events and packets, until nothing more happens at this instant."""
+        now = self.now
+        for _ in range(MAX_ROUNDS):
+            busy = False
+            for side, stack in enumerate(self.stacks):
+                while (event := stack.next_event()) is not None:
+                    busy = True
+                    self._on_event(side, event[0], event[1])
+                packets = stack.poll_transmit(now)
+                for packet in packets:
+                    busy = True
+                    self._transmit(side, b"".join(packet))
+            if not busy:
+                return
+        raise Failure("no end of sending at one instant")
+
+    def _transmit(self, side: int, packet: bytes) -> None:
+        try:
+            seg = parse(packet)
+        except CodecError as error:
+            raise Failure(f"{SIDES[side]} sends what cannot be parsed: {error}") from error
+        self.monitors[side].transmitted(seg, len(packet) - 10)
+        path = self._by_address[seg.dst if side else seg.src]
+        if self.trace is not None:
+            self._trace_segment(f"{SIDES[side]} ->  [{path.index}]", seg)
+        arrivals, error_packet = path.send(packet, DOWN if side else UP, self.now)
+        for at, wire in arrivals:
+            self._count += 1
+            heapq.heappush(self._arrivals, (at, self._count, 1 - side, path, wire))
+        if error_packet is not None:
+            self._count += 1
+            at = self.now + path.plan.delay / 2
+            heapq.heappush(self._arrivals, (at, self._count, side, path, error_packet))
+
+    # -- connections ----------------------------------------------------------------------------
+
+    def _open(self, flow: Flow) -> None:
+        plan = flow.plan
+        stack = self.stacks[0]
+        remote = Address(server_ip(self.scenario.v6), flow.port)
+        local_ip = client_ip(plan.path, self.scenario.v6)
+        payload = flow.client.out[: plan.syn_payload]
+        self.log(f"{flow.client.name} connects over path {plan.path}")
+        conn: Application
+        if plan.kind == "mptcp":
+            conn = stack.connect_mptcp(local_ip, remote, self.now, payload, f"u{plan.path}")
+        else:
+            conn = TcpConnection(stack, stack.open_local_port(local_ip, remote), remote)
+            stack.register(conn)
+            conn.connect(self.now, payload)
+        self.ends[conn] = flow.client
+        flow.client.begin(conn, given=len(payload))
+
+    def on_syn(self, syn: Segment, now: float) -> None:
+        """A SYN has come to the server (the stack's listener)."""
+        flow = self._by_port[syn.dport]
+        if flow.server.conn is not None:
+            # Its first answer was discarded, or this is a late copy of the SYN.
+            if flow.server.conn in self._opening or not self._may_retry(flow):
+                self.log(f"{flow.server.name} ignores a SYN")
+                return
+            self._retry(flow)
+        conn = self.stacks[1].open_passive(syn, now, mptcp=True)
+        self.log(f"{flow.server.name}: {type(conn).__name__} for a SYN")
+        self.ends[conn] = flow.server
+        flow.server.conn = conn
+        self._opening[conn] = flow
+        if flow.plan.answer_after:
+            self.after(flow.plan.answer_after, lambda: self._answer(flow, conn))
+        else:
+            self._answer(flow, conn)
+
+    def _may_retry(self, flow: Flow) -> bool:
+        """The earlier connection for this flow came to nothing."""
+        return flow.refused or (flow.server.terminal is not None and not flow.server.established)
+
+    def _retry(self, flow: Flow) -> None:
+        old = flow.server
+        fresh = End(self, old.name, old.plan, old.out, False)
+        flow.server = fresh
+        fresh.peer, flow.client.peer = flow.client, fresh
+
+    def _answer(self, flow: Flow, conn: Application) -> None:
+        self._opening.pop(conn, None)
+        end = flow.server
+        if end.conn is not conn or end.terminal is not None:
+            return
+        plan = flow.plan
+        if plan.answer != "accept":
+            flow.refused = True
+            end.done_at = self.now
+            if plan.answer == "refuse":
+                conn.refuse(self.now)
+            else:
+                conn.discard(self.now)
+            return
+        flow.accepted = True
+        payload = end.out[: plan.syn_ack_payload]
+        taken = conn.syn_payload if plan.take_syn_payload else b""
+        end.begin(conn, taken, len(payload))
+        conn.accept(self.now, plan.take_syn_payload, payload)
+
+    def on_stray(self, segment: Segment, now: float) -> bool:
+        """A segment of no connection: refused by a RST."""
+        return True
+
+    def _on_event(self, side: int, stream: Application, kind: Event) -> None:
+        end = self.ends.get(stream)
+        if self.trace is not None:
+            name = end.name if end is not None else SIDES[side]
+            detail = self._note(stream)
+            self.log(f"{name}: {kind.name}{detail}")
+        if end is None:
+            raise Failure(f"{SIDES[side]}: {kind.name} for an unknown connection")
+        if end.conn is not stream:
+            return
+        if side == 1 and stream in self._opening and kind not in TERMINAL:
+            raise Failure(f"{end.name}: {kind.name} before it was accepted")
+        end.on_event(kind)
+
+    @staticmethod
+    def _note(stream: Application) -> str:
+        if isinstance(stream, MptcpConnection):
+            if stream._notes:
+                return f" {stream.notes.popleft()}"
+            return f" {stream.error}" if stream.error else ""
+        return f" {stream.error}" if stream.error else ""
+
+    def judge_changed_bytes(self, end: End, start: int, piece: bytes) -> None:
+        """``piece`` is not what was written."""
+        self.judge.changed_bytes(end, start, piece)
+
+    # -- traces -----------------------------------------------------------------------------------
+
+    def _trace_drop(self, index: int, direction: int, packet: bytes, why: str) -> None:
+        if self.trace is not None:
+            try:
+                self._trace_segment(f"  X  [{index}] {why}:", parse(packet))
+            except CodecError:
+                self.log(f"  X  [{index}] {why}")
+
+    def _trace_segment(self, prefix: str, seg: Segment) -> None:
+        from tests.sim.trace import describe
+
+        self.log(f"{prefix} {describe(seg)}")
+
+
+def run(scenario: Scenario, trace: Tracer | None = None) -> World:
+    """Play ``scenario``; raises ``Failure`` (or whatever the engine raised)."""
+    world = World(scenario, trace)
+    world.run()
+    return world
+
+
+__all__: list[Any] = ["Flow", "World", "run"]
