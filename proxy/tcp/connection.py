@@ -86,11 +86,7 @@ class TcpConnection(Handshake):
         if self._fin_queued:
             return
         self._fin_queued = True
-        state = self.state
-        if state is ESTABLISHED:
-            self.state = FIN_WAIT_1
-        elif state is CLOSE_WAIT:
-            self.state = LAST_ACK
+        self._enter_closing_state()
         self._wake()
 
     def close(self, now: float) -> None:
@@ -104,7 +100,7 @@ class TcpConnection(Handshake):
         self.shutdown_write()
         if self.state is FIN_WAIT_2:
             self._life_at = now + self.config.fin_timeout
-            self._arm()
+            self._arm(now)
 
     def abort(self, now: float) -> None:
         """Send RST and forget everything; no event follows."""
@@ -152,7 +148,7 @@ class TcpConnection(Handshake):
             if self._ack_state == ACK_NOW:
                 self._wake()
             elif self._ack_at < self._armed_at:
-                self._arm()
+                self._arm(now)
         if self._fin_acked:
             self._on_fin_acked(now)
 
@@ -247,7 +243,7 @@ class TcpConnection(Handshake):
             self.state = FIN_WAIT_2
             if self._closed_by_app:
                 self._life_at = now + self.config.fin_timeout
-                self._arm()
+                self._arm(now)
         elif state is CLOSING:
             self._enter_time_wait(now)
             self._on_closed(now)
@@ -260,7 +256,7 @@ class TcpConnection(Handshake):
         self.state = TIME_WAIT
         self._no_timers()
         self._life_at = now + self.config.time_wait
-        self._arm()
+        self._arm(now)
 
     def _release(self) -> None:
         """CLOSED: no timers, no buffers but what the application may still read."""
@@ -289,7 +285,6 @@ class TcpConnection(Handshake):
             self._loss_at, self._reorder_at, self._ack_at, self._pace_at, self._idle_at,
             self._life_at,
         )  # fmt: skip
-        self._armed_at = earliest
         return None if earliest == INFINITE else earliest
 
     def on_timeout(self, now: float) -> None:
@@ -316,7 +311,7 @@ class TcpConnection(Handshake):
             self._wake()
         if now >= self._idle_at:
             self._on_idle_timeout(now)
-        self._arm()
+        self._arm(now)
 
     def _on_life_timeout(self, now: float) -> None:
         """TIME_WAIT is over, or the peer never finished after our close."""
@@ -369,11 +364,13 @@ class TcpConnection(Handshake):
             self._soft_error = failure
 
     def _on_packet_too_big(self, mtu: int, now: float) -> None:
-        """Lower the path MTU (RFC 1191, RFC 8201), not below what every path carries."""
+        """Lower the path MTU (RFC 1191, RFC 8201), never below what every path carries."""
         v4 = len(self.local.ip) == 4
         if mtu == 0 and v4:
             mtu = 576  # a router from before RFC 1191
-        mtu = max(mtu, 576 if v4 else 1280)
+        if mtu < (576 if v4 else 1280):
+            self.counters.add("TCPMTUForged")  # no path has less: nobody's router said this
+            return
         if mtu >= self._mtu or self.state in OPENING:
             return
         self._mtu = mtu

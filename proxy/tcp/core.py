@@ -73,7 +73,7 @@ class ConnectionCore:
         "_unsent", "_flight", "bytes_in_flight", "_lost_bytes", "_sacked_bytes", "_fin_queued",
         "_fin_sent", "_fin_acked", "_closed_by_app", "_write_blocked", "_limited_until",
         # RTT (RFC 6298)
-        "srtt", "rttvar", "min_rtt", "rto", "_min_rtt_at", "rto_backoff_cap",
+        "srtt", "rttvar", "min_rtt", "rto", "_min_rtt_at", "_rtt_provisional", "rto_backoff_cap",
         # congestion and recovery
         "congestion", "cwnd", "ssthresh", "_ca_state", "_recovery_point",
         "_prr_delivered", "_prr_out", "_prr_flight", "_undo_marker", "_undo_bytes",
@@ -174,6 +174,7 @@ class ConnectionCore:
         self.srtt = self.rttvar = 0.0
         self.min_rtt: float = INFINITE
         self._min_rtt_at = 0.0
+        self._rtt_provisional = False
         self.rto: float = config.initial_rto
         self.rto_backoff_cap = None
         self.congestion = create(

@@ -117,7 +117,7 @@ class Handshake(Receiver):
         pause = min(initial * (1 << min(doublings, 20)), self.config.max_rto)
         self._loss_at = now + pause
         self._loss_kind = LOSS_TIMER_SYN
-        self._arm()
+        self._arm(now)
 
     def _on_syn_timeout(self, now: float) -> None:
         self._syn_tries += 1
@@ -139,7 +139,8 @@ class Handshake(Receiver):
         """Take a SYN, and keep the SYN-ACK back until ``accept``, ``refuse`` or ``discard``.
 
         ``isn`` replaces the drawn initial sequence number (stateless handshakes).
-        A hook may reset the connection at once: then ``state`` is CLOSED afterwards.
+        A SYN with an absurd MSS is refused, and a hook may reset the connection at once: then
+        ``state`` is CLOSED afterwards.
         """
         self._begin(now, isn)
         self.state = State.LISTEN
@@ -147,6 +148,10 @@ class Handshake(Receiver):
         self.rcv_nxt = (syn.seq + 1) & MASK
         self.syn_payload = bytes(syn.payload)
         self._take_syn_options(syn)
+        if 0 <= syn.mss < self.config.min_mss:
+            self.counters.add("TCPMinMSSReject")
+            self.refuse(now)
+            return
         self._on_syn(syn, now)
 
     def accept(self, now: float, take_syn_payload: bool = False, payload: bytes = b"") -> None:
@@ -226,13 +231,15 @@ class Handshake(Receiver):
             self._effective_mss, self.config.initial_window * self._effective_mss
         )
 
-    def _establish(self, now: float) -> None:
+    def _establish(self, ts_ecr: int, now: float) -> None:
         """The handshake is complete: set up the senses of an established connection."""
         self.state = State.ESTABLISHED
         self._set_mss()
         self._rcv_mss = min(self.mss, 1460)
-        if not self.rto_count:
-            self._on_rtt(max(now - self._syn_at, 1e-6), now)
+        # After a repetition only the echo tells which SYN was answered (Karn).
+        rtt = self._echo_rtt(ts_ecr, now) if self.rto_count else max(now - self._syn_at, 1e-6)
+        if rtt:
+            self._on_rtt(rtt, now)
             self._drs_rtt = self.srtt
         self.rto_count = 0
         self._take_congestion_window()
@@ -306,12 +313,13 @@ class Handshake(Receiver):
         self.bytes_received += seg.length
         if not self._on_syn(seg, now) or self.state is not State.SYN_SENT:
             return
-        self._establish(now)
+        self._establish(seg.ts_ecr, now)
         self._wake()
         rest = self.syn_payload[acked:]
         if rest:
             self.counters.add("TCPFastOpenActiveFail")
             self._on_syn_payload_unacked(rest, now)
+        self._rtt_provisional = True  # the far end may have held its answer back
         self._handshake_ack_due = True
         self._on_established(now)
 
@@ -338,7 +346,7 @@ class Handshake(Receiver):
             elif offset < room:
                 self._challenge_ack(now)
             return
-        if offset > room and (offset + seg.length) & MASK >= HALF:
+        if room < offset < HALF or (offset >= HALF and (offset + seg.length) & MASK >= HALF):
             self._reject(now, seg.length > 0)
             return
         if not flags & ACK:
@@ -370,7 +378,7 @@ class Handshake(Receiver):
         )
         self._snd_wl1 = seg.seq
         self._snd_wl2 = seg.ack
-        self._establish(now)
+        self._establish(seg.ts_ecr, now)
         if rest:
             self._on_syn_payload_unacked(rest, now)
         self._on_established(now)

@@ -58,6 +58,8 @@ class Output(ConnectionCore):
         """Send what may be sent: lost data first, then new data, then the pending ACK."""
         if self._handshake_ack_due:
             self._send_handshake_ack(now)
+        if self._fin_queued:
+            self._enter_closing_state()
         state = self.state
         if (
             state is ESTABLISHED
@@ -75,17 +77,27 @@ class Output(ConnectionCore):
                 self._send_new(now)
         if self._ack_state == ACK_NOW or self._ack_options_due:
             self._send_ack(now)
-        self._arm()
+        self._arm(now)
 
-    def _arm(self) -> None:
-        """Tell the host if the earliest deadline moved forward."""
+    def _arm(self, now: float) -> None:
+        """Tell the host if the earliest deadline moved forward.
+
+        A deadline in the past was passed over by the host when it had moved back.
+        """
         earliest = min(
             self._loss_at, self._reorder_at, self._ack_at, self._pace_at, self._idle_at,
             self._life_at,
         )  # fmt: skip
-        if earliest < self._armed_at:
+        if earliest < self._armed_at or self._armed_at <= now:
             self._armed_at = earliest
             self.host.arm(self)
+
+    def _enter_closing_state(self) -> None:
+        """The application has closed its side; possibly before the connection was established."""
+        if self.state is ESTABLISHED:
+            self.state = FIN_WAIT_1
+        elif self.state is CLOSE_WAIT:
+            self.state = LAST_ACK
 
     def request_ack(self) -> None:
         """Send a pure ACK at the next ``poll`` even if data goes out (for one-shot options)."""

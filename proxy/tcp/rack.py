@@ -22,6 +22,10 @@ class Rack(Output):
             self.min_rtt = rtt
             self._min_rtt_at = now
         srtt = self.srtt
+        if self._rtt_provisional:
+            self._rtt_provisional = False
+            if rtt < srtt:
+                srtt = 0.0  # a proxy answers a SYN late: the first sample of data replaces that
         if srtt:
             delta = rtt - srtt
             self.srtt = srtt = srtt + 0.125 * delta

@@ -55,7 +55,8 @@ class Recovery(Scoreboard):
         elif advance or seg.sack or self._ca_state != CA_OPEN or self._tlp_end >= 0:
             self._process_sack(seg, advance, now)
         if not self.sack_permitted and self._flight:
-            self._newreno(advance, seg.length or self.snd_wnd != window_before, now)
+            busy = seg.length > 0 or seg.has_mptcp or self.snd_wnd != window_before
+            self._newreno(advance, busy, now)
         if not self.snd_wnd and self._stalled_since != INFINITE:
             self._stalled_since = now  # a peer that answers with a closed window is alive
         if self._loss_kind == LOSS_TIMER_PERSIST and self.snd_wnd > window_before:
@@ -103,7 +104,7 @@ class Recovery(Scoreboard):
         self._schedule_loss_timer(now)
         self._on_acked(now)
 
-    def _newreno(self, advance: int, busy: int | bool, now: float) -> None:
+    def _newreno(self, advance: int, busy: bool, now: float) -> None:
         """Fast retransmit and recovery for a peer without SACK (RFC 6582)."""
         if advance:
             self._dup_acks = 0

@@ -150,6 +150,8 @@ class Pair:
         take_syn_payload: bool = False,
         gro: bool = True,
         start: float = 1000.0,
+        client: Address = CLIENT,
+        server: Address = SERVER,
     ) -> None:
         self.now = start
         self.rng = random.Random(seed)
@@ -168,7 +170,7 @@ class Pair:
         self.steps = 0
         self.wire_log: list[tuple[float, bool, bytes]] | None = None
         self.server: TcpConnection | None = None
-        self.client = TcpConnection(self.client_host, CLIENT, SERVER)
+        self.client = TcpConnection(self.client_host, client, server)
         self.client_host.connections[self.client.key] = self.client
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self.client.connect(self.now, syn_payload)

@@ -13,6 +13,7 @@ from proxy.seg import parse
 from proxy.tcp.config import TcpConfig
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
+from proxy.wire.address import Address
 from tests.pair.harness import App, Pair
 from tests.pair.link import Link
 
@@ -360,6 +361,7 @@ def test_icmp_outside_the_window_is_ignored() -> None:
     pair.run_for(0.5)
     quoted = SimpleNamespace(type=3, code=4, mtu=600, seq=(pair.client.snd_una - 5000) % 2**32)
     pair.client.on_icmp(quoted, pair.now)
+    pair.client.on_icmp(SimpleNamespace(type=3, code=4, mtu=68, seq=pair.client.snd_una), pair.now)
     assert pair.client.mss == 1460
     pair.client.on_icmp(SimpleNamespace(type=3, code=1, mtu=0, seq=pair.client.snd_una), pair.now)
     assert pair.client.state is State.ESTABLISHED
@@ -467,8 +469,9 @@ def test_streams_survive_random_links(seed: int) -> None:
     )
     data = STREAM[: rng.randrange(400_000)]
     back = STREAM[: rng.choice([0, 10, 200_000])]
+    up, down = make_link(seed, **random_link(rng)), make_link(seed, **random_link(rng))
     pair = Pair(
-        seed + 100, up=make_link(seed, **random_link(rng)), down=make_link(seed, **random_link(rng)),
+        seed + 100, up=up, down=down,
         client_app=App(data, chunk=rng.choice([100, 1448, 46_000])), server_app=App(back),
         client_config=config, server_config=replace(config, sack=rng.random() < 0.9),
         syn_payload=b"", gro=rng.random() < 0.5,
@@ -479,3 +482,30 @@ def test_streams_survive_random_links(seed: int) -> None:
             pair.at(start, lambda link=link: setattr(link, "up", False))  # type: ignore[misc]
             pair.at(start + 2, lambda link=link: setattr(link, "up", True))  # type: ignore[misc]
     transfer(pair, until=1900)
+
+
+def test_writes_and_close_before_the_handshake_are_kept() -> None:
+    client = App(close=False)
+    pair = Pair(client_app=client, server_app=App(b"answer"))
+    pair.client.send(b"early")
+    pair.client.shutdown_write()
+    pair.run(1010)
+    assert pair.server_app.received == b"early"
+    assert client.received == b"answer"
+    assert pair.client.state is State.TIME_WAIT or pair.client.state is State.CLOSED
+
+
+def test_held_back_answer_does_not_inflate_the_round_trip_time() -> None:
+    pair = Pair(client_app=App(STREAM[:200_000], close=False))
+    pair.on_syn = lambda conn, now: pair.at(now + 0.5, lambda: conn.accept(pair.now))
+    pair.run_for(0.6)
+    assert pair.client.srtt < 0.05
+
+
+def test_ipv6_bulk() -> None:
+    pair = Pair(
+        client=Address(bytes(15) + b"\x01", 40000), server=Address(bytes(15) + b"\x02", 80),
+        server_app=App(STREAM[:500_000]),
+    )  # fmt: skip
+    transfer(pair)
+    assert pair.client.mss == 1440
