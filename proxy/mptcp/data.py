@@ -229,6 +229,8 @@ class Data(ConnectionCore):
         edge = offset + window
         if edge > tx.edge:
             tx.edge = edge
+            if tx.nxt < tx.end:
+                self.host.wake(self)  # a window update alone acknowledges nothing, but opens
         if offset == una:
             return
         if offset > tx.end and tx.fin_sent:
