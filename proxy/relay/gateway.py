@@ -147,8 +147,7 @@ class GatewayRelay:
         RST, so that its proxy need not wait for a time-out.
         """
         if segment.length and segment.dport == self.config.listen.port:
-            self._on_late_message(segment, now)
-            return False
+            return not self._on_late_message(segment, now) and segment.dss_flags >= 0
         return segment.dss_flags >= 0
 
     # -- Relay ----------------------------------------------------------------------------------
@@ -181,7 +180,7 @@ class GatewayRelay:
         if self.config.listen.late_convert and self._bare_syns.take(now):
             self._cookies.answer(syn, now)
 
-    def _on_late_message(self, segment: Segment, now: float) -> None:
+    def _on_late_message(self, segment: Segment, now: float) -> bool:
         requests: list[Request] = []
 
         def accepts(data: bytes) -> bool:
@@ -192,9 +191,10 @@ class GatewayRelay:
 
         client = self._cookies.restore(segment, now, accepts)
         if client is None:
-            return
+            return False
         _take(client, requests[0].length)
         self._receive(Reception(self, client, requests[0], b"", late=True), now)
+        return True
 
     def _verify(self, data: bytes, source: bytes) -> Request | None:
         try:
