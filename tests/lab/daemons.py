@@ -37,10 +37,15 @@ def new_secret(seed: int = 1) -> str:
     return base64.b64encode(random.Random(seed).randbytes(32)).decode() + "\n"
 
 
+# Comes and goes by itself: link-local addresses and routes, and how long something is valid.
+_VOLATILE = re.compile(r"fe80:|ff00:")
+_LIFETIME = re.compile(r" (expires|valid_lft|preferred_lft) \S+| (tentative|linkdown)\b")
+
+
 def snapshot(namespace: Namespace) -> dict[str, list[str]]:
     """What a daemon must leave as it found it: links, addresses, rules, routes, nft, sysctls."""
     commands = {
-        "links": "ip -o link show",
+        "links": "ls /sys/class/net",
         "addresses": "ip -o addr show",
         "rules": "ip rule show",
         "rules6": "ip -6 rule show",
@@ -49,17 +54,13 @@ def snapshot(namespace: Namespace) -> dict[str, list[str]]:
         "nft": "nft list ruleset",
         "sysctls": "cd /proc/sys/net && grep -s . ipv4/ip_forward ipv4/conf/*/rp_filter"
         " ipv4/conf/*/forwarding ipv6/conf/*/forwarding ipv4/conf/*/accept_local"
-        " ipv4/conf/*/send_redirects",
+        " ipv4/conf/*/src_valid_mark ipv4/conf/*/send_redirects",
     }
     state = {}
     for name, command in commands.items():
         text = namespace.run("sh", "-c", command, check=False).stdout
-        # Lifetimes count down by themselves.
-        lines = [
-            re.sub(r" (expires|valid_lft|preferred_lft) \S+", "", line)
-            for line in text.splitlines()
-        ]
-        state[name] = sorted(line.strip() for line in lines)
+        lines = [_LIFETIME.sub("", line).strip() for line in text.splitlines()]
+        state[name] = sorted(line for line in lines if not _VOLATILE.search(line))
     return state
 
 
@@ -236,6 +237,7 @@ def gateway_config(
     addresses: Sequence[str] = (GATEWAY4,),
     port: int = PORT,
     allow: Sequence[str] = EGRESS,
+    late_convert: bool = True,
     extra: str = "",
 ) -> str:
     """The far box's TOML; ``extra`` is appended (whole sections)."""
@@ -245,6 +247,7 @@ def gateway_config(
             "[listen]",
             f"addresses = {json.dumps(list(addresses))}",
             f"port = {port}",
+            f"late_convert = {'true' if late_convert else 'false'}",
             "[[client]]",
             'name = "home-1"',
             'secret_file = "home-1.key"',
