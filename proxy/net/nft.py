@@ -131,10 +131,6 @@ def gateway_table(
                 f'oifname "{tun}" ct status dnat accept',
                 f'oifname "{tun}" ct direction reply accept',
                 f'oifname "{tun}" counter name unwanted drop',
-                # Were conntrack flushed, our packet would come first and be tracked without its
-                # translation; dropped here, it makes no entry, and the client's next one makes
-                # the right one.
-                f'iifname "{tun}" ct direction original counter name leaked drop',
                 *guard,
             ],
         ),
@@ -189,7 +185,11 @@ def _masquerade(uplinks: Sequence[Uplink]) -> list[str]:
 
 
 def _leak(tun: str, prefixes: tuple[IpNetwork, IpNetwork]) -> list[str]:
-    """No address of the engine is seen outside: what was not translated is dropped."""
+    """No address of the engine is seen outside: what was not translated is dropped.
+
+    It also leaves no conntrack entry then (they are confirmed later): after a flush, the next
+    packet from outside makes the one with the translation again.
+    """
     return [
         f'oifname != "{tun}" ip saddr {prefixes[0]} counter name leaked drop',
         f'oifname != "{tun}" ip6 saddr {prefixes[1]} counter name leaked drop',

@@ -143,13 +143,13 @@ class Home:
                 ("2001:db8:77::/64", f"2001:db8:{number}::2"),
             ):
                 router.run("ip", "route", "add", net, "via", via)
-        wait_for(self._has_settled, "link-local addresses of the host")
+        wait_for(self.has_settled, "link-local addresses of the host")
         for via in (LAN4, LAN6):
             self.client.run("ip", "route", "add", "default", "via", via)
         for via in ("10.1.0.1", "2001:db8:1::1"):
             self.host.run("ip", "route", "add", "default", "via", via)
 
-    def _has_settled(self) -> bool:
+    def has_settled(self) -> bool:
         """Whether the kernel has added all that it adds by itself once a link has carrier."""
         lines = self.host.run("ip", "-6", "-o", "addr", "show", "scope", "link").stdout
         return len(lines.splitlines()) == 3

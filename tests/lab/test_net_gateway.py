@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_what_is_not_translated_gets_no_answer_from_the_host(
         # The engine speaks first: not translated, it must neither leave nor be remembered.
         gateway.write(header(syn.dst, syn.src, PORT, sport, seq=2, ack=syn.seq + 1, flags=ACK))
         sock.setblocking(True)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.sendall(b"go on")
         segment = await_segment(gateway, lambda s: s.sport == sport and s.length > 0)
         assert (segment.dst, bytes(segment.payload)) == (packed(ENGINES[0]), b"go on")
