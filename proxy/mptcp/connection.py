@@ -240,7 +240,7 @@ class MptcpConnection(Paths):
     ) -> None:
         """The peer ends MPTCP: all that follows continues the stream (DSS-11)."""
         self.host.counters.add("MPTcpExtInfiniteMapRx")
-        if self.may_fall_back(subflow) or self._held is not None:
+        if self.may_fall_back(subflow) or self.failing:
             self.fall_back(subflow, "infinite mapping", now)
         else:
             self.host.counters.add("MPTcpExtFallbackFailed")
@@ -287,9 +287,24 @@ class MptcpConnection(Paths):
             return
         # FB-08: the peer will declare the infinite mapping from here on; keep its bytes.
         self._held = list(chunks)
+        self._held_bytes = mapping.length
         self._fail_at = now + _FAIL_TIMEOUT
         subflow.send_option(self.fail_option())
         self.arm()
+
+    @property
+    def failing(self) -> bool:
+        """Whether a bad checksum waits for the peer's answer."""
+        return self._held is not None
+
+    def hold(self, payload: memoryview) -> bool:
+        """Keep bytes until the peer has answered MP_FAIL; False beyond the receive buffer."""
+        held = self._held
+        self._held_bytes += len(payload)
+        if held is None or self._held_bytes > self.rx.buffer + 65536:
+            return False
+        held.append(payload)
+        return True
 
     def fail_option(self) -> bytes:
         """MP_FAIL for what ``fail_dsn`` names."""
@@ -300,13 +315,15 @@ class MptcpConnection(Paths):
         self.host.counters.add("MPTcpExtMPFailRx")
         if self.fallback is not Fallback.NONE:
             return
+        if self._held is not None:
+            self.fall_back(subflow, "bad checksum, and the peer agreed to go on without", now)
+            return
         if not self.may_fall_back(subflow):
             subflow.doom(REASON_MIDDLEBOX)
             return
-        if self._held is None:
-            self.fail_dsn = self.rx.dsn(self.rx.stream.rcv_nxt)
-            subflow.send_option(self.fail_option())
-            self.host.counters.add("MPTcpExtMPFailTx")
+        self.fail_dsn = self.rx.dsn(self.rx.stream.rcv_nxt)
+        subflow.send_option(self.fail_option())
+        self.host.counters.add("MPTcpExtMPFailTx")
         self._end_mptcp(subflow, "the peer found a bad checksum", now)
 
     def on_plain_acked(self, subflow: Subflow, now: float) -> None:

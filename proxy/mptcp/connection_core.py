@@ -42,6 +42,7 @@ class ConnectionCore:
         "_blocked",
         "_fail_at",
         "_held",
+        "_held_bytes",
         "_last_rx",
         "_life_at",
         "_limit",
@@ -120,6 +121,7 @@ class ConnectionCore:
         self.infinite_seq = -1
         self.fail_dsn = -1
         self._held: list[memoryview] | None = None
+        self._held_bytes = 0
         self._notes: deque[Note] | None = None
         self._rtx_at = INFINITE
         self._life_at = INFINITE

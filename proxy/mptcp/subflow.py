@@ -378,6 +378,10 @@ class Subflow(SubflowCore):
             return
         if self.doomed:
             return
+        if conn.failing:
+            if not conn.hold(memoryview(payload)):
+                self.doom(REASON_MIDDLEBOX)
+            return
         position = 0
         count = len(payload)
         while position < count:

@@ -360,17 +360,17 @@ class SubflowCore(TcpConnection):
     def _receive_window(self) -> int:
         return self.conn.rx.window()
 
-    def _advertise(self) -> int:
+    def _advertised_window(self) -> int:
         # The field counts from the DATA_ACK, and its right edge is that of the connection: on
         # one subflow it may well move left when others bring data (RFC 8684 §3.3.1).
         shift = self.rcv_wscale
-        field = (self._receive_window() + (1 << shift) - 1) >> shift
-        if field > 65535:
-            field = 65535
-        edge = (self.rcv_nxt + (field << shift)) & MASK
+        window = (self._receive_window() + (1 << shift) - 1) >> shift << shift
+        if window > 65535 << shift:
+            window = 65535 << shift
+        edge = (self.rcv_nxt + window) & MASK
         if (edge - self.rcv_right) & MASK < 0x80000000:
             self.rcv_right = edge
-        return field
+        return window
 
     # -- identity ------------------------------------------------------------------------------
 

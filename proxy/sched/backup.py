@@ -24,7 +24,9 @@ class BackupScheduler(Scheduler):
                 break
             if chosen is None:
                 chosen = subflow
-        if chosen is None or chosen.room < min(conn.pending, chosen.mss >> 1):
+        if chosen is None or chosen.room < min(
+            conn.pending, conn.window_left, chosen.mss >> 1
+        ):
             return None
         return chosen
 

@@ -15,6 +15,7 @@ class SubflowView(Protocol):
     """What a scheduler may look at. Times in seconds, sizes in bytes.
 
     ``room`` is how much new data may go to the network at once, computed before each decision.
+    ``last_progress``: when something was acknowledged last.
     """
 
     room: int
@@ -22,6 +23,7 @@ class SubflowView(Protocol):
     rttvar: float
     cwnd: int
     bytes_in_flight: int
+    last_progress: float
     mss: int
     backup: bool
     peer_backup: bool

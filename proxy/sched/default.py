@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from proxy.sched.base import ConnectionView, S, Scheduler, register
 
 _UNKNOWN_RTT = 1.0
+_FORGET = 0.5  # seconds without progress
 
 
 class DefaultScheduler(Scheduler):
@@ -42,13 +43,21 @@ class DefaultScheduler(Scheduler):
             srtt = subflow.srtt or _UNKNOWN_RTT
             if fast is None or srtt < (fast.srtt or _UNKNOWN_RTT):
                 fast = subflow
-            if subflow.room >= pending or subflow.room >= subflow.mss >> 1:
+            if subflow.room >= min(pending, conn.window_left, subflow.mss >> 1):
                 if best is None or srtt < (best.srtt or _UNKNOWN_RTT):
                     best = subflow
         if best is None or best is fast or fast is None:
             self._waiting = False
             return best
-        return None if self._should_wait(conn, fast, best) else best
+        if self._unknown_by_now(best, now) or not self._should_wait(conn, fast, best):
+            return best
+        return None
+
+    @staticmethod
+    def _unknown_by_now(slow: S, now: float) -> bool:
+        # A round trip that was long once says nothing after a while, and only data measures it
+        # again: an idle subflow gets one burst now and then, else it might stay idle for ever.
+        return not slow.bytes_in_flight and now - slow.last_progress > _FORGET
 
     def _should_wait(self, conn: ConnectionView, fast: S, slow: S) -> bool:
         fast_rtt = fast.srtt or _UNKNOWN_RTT

@@ -18,7 +18,9 @@ class RedundantScheduler(Scheduler):
         """The lead; backup subflows count as all others here."""
         best: S | None = None
         for subflow in subflows:
-            if subflow.stale or subflow.room < min(conn.pending, subflow.mss >> 1):
+            if subflow.stale or subflow.room < min(
+                conn.pending, conn.window_left, subflow.mss >> 1
+            ):
                 continue
             if best is None or subflow.srtt < best.srtt:
                 best = subflow

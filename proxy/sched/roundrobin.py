@@ -24,7 +24,7 @@ class RoundRobinScheduler(Scheduler):
         count = len(usable)
         for step in range(count):
             subflow = usable[(self._turn + step) % count]
-            if subflow.room >= conn.pending or subflow.room >= subflow.mss >> 1:
+            if subflow.room >= min(conn.pending, conn.window_left, subflow.mss >> 1):
                 self._turn = (self._turn + step + 1) % count
                 return subflow
         return None
