@@ -100,7 +100,7 @@ class Setup(ABC):
                 routes, rules = self._wanted(look(ipr, PROTOCOL))
                 # First the table that drops what must not pass, then what lets packets pass.
                 self._load(Forwarding())
-                self._sysctls.set(_LIBERAL, "1")
+                self._relax_conntrack()
                 reconcile(ipr, self.scope, routes, rules)
                 self._enable_forwarding(host)
         except BaseException:
@@ -118,6 +118,18 @@ class Setup(ABC):
             changes = reconcile(ipr, self.scope, routes, rules)
             self._enable_forwarding(host)
         return changes
+
+    def _relax_conntrack(self) -> None:
+        """Let conntrack translate what is out of its idea of the window.
+
+        A subflow's window is that of the whole connection, as announced on any subflow (RFC 8684
+        §3.3.1), so conntrack, which sees one of them, can be wrong; and what it calls invalid is
+        not translated. Rare enough to go on without where the sysctl is out of reach.
+        """
+        try:
+            self._sysctls.set(_LIBERAL, "1")
+        except DeviceError as error:
+            log.warning("%s", error)
 
     def _enable_forwarding(self, host: Host) -> None:
         everyone = [link.name for link in host.links.values() if link.name != self._tun.name]
