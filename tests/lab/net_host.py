@@ -31,6 +31,7 @@ from proxy.config import (
     UplinkConfig,
 )
 from proxy.errors import CodecError
+from proxy.net.setup import HostSetup
 from proxy.seg import SYN, Segment, build_header, parse
 from proxy.tun.device import TunDevice
 
@@ -177,6 +178,24 @@ def tun(namespace: Namespace, config: TunConfig, *, offload: bool = True) -> Ite
         yield device
     finally:
         device.close()
+
+
+@contextmanager
+def applied(home: Home, state: Path) -> Iterator[tuple[HostSetup, TunDevice]]:
+    """The proxy's set-up with its device; afterwards the host must be as it was."""
+    before = snapshot(home.host)
+    with tun(home.host, PROXY_TUN) as device:
+        with home.host.entered():
+            setup = HostSetup(proxy_config(), state)
+            setup.clean_stale()
+            setup.apply()
+        try:
+            yield setup, device
+        finally:
+            with home.host.entered():
+                setup.undo()
+    assert_unchanged(home.host, before)
+    assert not list(state.iterdir())
 
 
 def await_packet(device: TunDevice, wanted: Callable[[bytes], bool], what: str) -> bytes:
