@@ -1,7 +1,8 @@
 """The state of an MPTCP connection, shared by the classes that ``MptcpConnection`` is made of.
 
-``connection_core`` (state) ← ``data`` (bytes out and in) ← ``paths`` (subflows and the path
-manager) ← ``connection`` (opening, closing, falling back, timers, the application).
+``connection_core`` (state) ← ``sending`` ← ``receiving`` (bytes out and in) ← ``paths``
+(subflows and the path manager) ← ``fallback`` ← ``connection`` (opening, closing, timers, the
+application).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from proxy.mptcp.notes import MAX_NOTES, Fallback, Note
 from proxy.mptcp.receive import DataReceiver
 from proxy.mptcp.send import DataSender
+from proxy.pm.base import Limits
 from proxy.sched.base import Scheduler
 from proxy.sched.base import create as create_scheduler
 from proxy.tcp.events import Failure
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from proxy.mptcp.config import MptcpConfig
     from proxy.mptcp.host import MptcpHost
     from proxy.mptcp.keys import Key
+    from proxy.mptcp.signals import Signals
     from proxy.mptcp.subflow import Subflow
-    from proxy.pm.base import Limits, PathManager
+    from proxy.mptcp.subflow_core import SubflowCore
+    from proxy.pm.base import PathManager
     from proxy.tcp.config import TcpConfig
     from proxy.wire.address import Address
 
@@ -133,10 +137,10 @@ class ConnectionCore:
 
     def _init_paths(self) -> None:
         self.subflows: list[Subflow] = []
-        self.doomed: list[Subflow] = []
+        self.doomed: list[SubflowCore] = []
         self.initial: Subflow | None = None
         self.path_manager: PathManager = self.host.path_manager()
-        self.limits: Limits = limits_of(self.config)
+        self.limits: Limits = Limits(self.config.subflows, self.config.add_addr_accepted)
         self._signals: Signals | None = None
         self._usable: list[Subflow] | None = None
         self._use_stale = False
@@ -157,6 +161,18 @@ class ConnectionCore:
         self.receivable = 0
         self.eof = False
 
+    def poll(self, now: float) -> None:
+        """Send what may be sent, on all subflows."""
+        raise NotImplementedError
+
+    def next_timeout(self) -> float | None:
+        """When ``on_timeout`` must be called; None: never."""
+        raise NotImplementedError
+
+    def on_timeout(self, now: float) -> None:
+        """A deadline may have passed."""
+        raise NotImplementedError
+
     @property
     def signals(self) -> Signals:
         """Made when first needed: most connections never announce anything."""
@@ -168,14 +184,3 @@ class ConnectionCore:
         if self._notes is None:
             self._notes = deque(maxlen=MAX_NOTES)
         return self._notes
-
-
-def limits_of(config: MptcpConfig) -> Limits:
-    """The path manager's limits as configured."""
-    from proxy.pm.base import Limits
-
-    return Limits(config.subflows, config.add_addr_accepted)
-
-
-if TYPE_CHECKING:
-    from proxy.mptcp.signals import Signals

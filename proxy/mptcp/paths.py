@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from proxy.mptcp import keys
 from proxy.mptcp.connection_core import INFINITE
-from proxy.mptcp.data import Data
 from proxy.mptcp.notes import Fallback, Note
+from proxy.mptcp.receiving import Receiving
 from proxy.mptcp.signals import Signals
 from proxy.mptcp.subflow import Subflow
 from proxy.tcp.events import Event
@@ -20,18 +20,20 @@ from proxy.wire.mptcp_options import (
     REASON_PROHIBITED,
     AddAddr,
     MpJoinSyn,
-    MpTcprst,
     MptcpOption,
+    MpTcprst,
     parse_option,
 )
 
 if TYPE_CHECKING:
+    from proxy.mptcp.connection import MptcpConnection
+    from proxy.mptcp.subflow_core import SubflowCore
     from proxy.seg import Segment
 
 _OPENING = (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED)
 
 
-class Paths(Data):
+class Paths(Receiving):
     """Everything that opens, watches and closes subflows."""
 
     __slots__ = ()
@@ -62,7 +64,12 @@ class Paths(Data):
         self, local: Address, remote: Address, *, active: bool, initial: bool
     ) -> Subflow:
         subflow = Subflow(
-            self, local, remote, active=active, initial=initial, config=self.tcp_config
+            cast("MptcpConnection", self),
+            local,
+            remote,
+            active=active,
+            initial=initial,
+            config=self.tcp_config,
         )
         self.subflows.append(subflow)
         self._usable = None
@@ -163,9 +170,7 @@ class Paths(Data):
         self._life_at = INFINITE
         self.contiguous = False
         self._usable = None
-        self.note(
-            Note(Event.SUBFLOW_ESTABLISHED, subflow.local, subflow.remote, subflow.remote_id)
-        )
+        self.note(Note(Event.SUBFLOW_ESTABLISHED, subflow.local, subflow.remote, subflow.remote_id))
         if self.tx.fin_sent and not self.tx.fin_acked:
             subflow.fin_due = True
             subflow.request_ack()
@@ -227,11 +232,11 @@ class Paths(Data):
         else:
             subflow.close(now)
 
-    def reset_subflow(self, subflow: Subflow, reason: int, now: float) -> None:
+    def reset_subflow(self, subflow: SubflowCore, reason: int, now: float) -> None:
         """RST with MP_TCPRST ``reason`` (RFC 8684 §3.6)."""
         subflow.reset_reason = reason
         subflow.abort(now)
-        self.drop_subflow(subflow, now)
+        self.drop_subflow(cast("Subflow", subflow), now)
 
     def drop_subflow(self, subflow: Subflow, now: float) -> None:
         """A subflow that we ended ourselves: forget it, and tell the path manager."""

@@ -54,7 +54,7 @@ class Reassembly:
         """Pieces that wait for bytes before them."""
         return len(self._starts)
 
-    def insert(self, start: int, payload: memoryview, edge: int) -> int:
+    def insert(self, start: int, payload: Piece, edge: int) -> int:
         """Take ``payload`` at offset ``start``; returns by how much ``rcv_nxt`` advanced.
 
         The first copy of a byte wins (DSS-09); bytes at or after ``edge`` are dropped (DSS-10).
@@ -184,10 +184,10 @@ class Reassembly:
         size = len(payload)
         starts, parts = self._starts, self._parts
         if size < _SMALL:
-            if index:
+            if index > 0:
                 last = parts[index - 1]
-                joins = isinstance(last, bytearray) and len(last) < _SMALL_BUFFER
-                if joins and starts[index - 1] + len(last) == start:
+                adjacent = starts[index - 1] + len(last) == start
+                if adjacent and isinstance(last, bytearray) and len(last) < _SMALL_BUFFER:
                     last += payload
                     self.waiting_bytes += size
                     return 0

@@ -62,9 +62,7 @@ class Subflow(SubflowCore):
             conn.fall_back_at_handshake(self, "SYN-ACK without MP_CAPABLE", now)
         return True
 
-    def _on_join_syn_ack(
-        self, options: tuple[MptcpOption, ...], seg: Segment, now: float
-    ) -> bool:
+    def _on_join_syn_ack(self, options: tuple[MptcpOption, ...], seg: Segment, now: float) -> bool:
         conn = self.conn
         for option in options:
             if not isinstance(option, MpJoinSynAck):
@@ -128,17 +126,15 @@ class Subflow(SubflowCore):
         self.due = True
         if not self.mptcp:
             return True
-        if seg.mptcp or seg.dss_count != 1 or not self.fully_established:
-            if self.doomed or not self._on_other_options(seg, now):
-                return False
+        unusual = seg.mptcp or seg.dss_count != 1 or not self.fully_established or self.doomed
+        if unusual and (self.doomed or not self._on_other_options(seg, now)):
+            return False
         flags = seg.dss_flags
         if flags < 0:
             return True
         self.acks_without_dss = False
         if flags & DSS_ACK:
-            conn.on_data_ack(
-                self, seg.data_ack, seg.data_ack64, seg.window << self.snd_wscale, now
-            )
+            conn.on_data_ack(self, seg.data_ack, seg.data_ack64, seg.window << self.snd_wscale, now)
         if flags & DSS_MAP:
             return self._on_mapping(seg, now)
         return True
@@ -335,12 +331,11 @@ class Subflow(SubflowCore):
             return True  # all of it was received
         pending = self._pending_maps
         used_up = (rcv_nxt - self._map_seq) & MASK >= self._map_length
-        if not pending and used_up and (rcv_nxt - start) & MASK < length:
-            if checksum < 0:
-                self._map_seq = start
-                self._map_length = length
-                self._map_offset = offset
-                return True
+        if not pending and used_up and (rcv_nxt - start) & MASK < length and checksum < 0:
+            self._map_seq = start
+            self._map_length = length
+            self._map_offset = offset
+            return True
         if pending is None:
             pending = self._pending_maps = []
         if len(pending) >= MAX_PENDING and seg.seq != rcv_nxt:

@@ -49,7 +49,6 @@ class SubflowCore(TcpConnection):
         "_map_length",
         "_map_offset",
         "_map_seq",
-        "mappings",
         "_one_shots",
         "_pending_maps",
         "_rx_base",
@@ -70,6 +69,7 @@ class SubflowCore(TcpConnection):
         "initial",
         "local_id",
         "local_nonce",
+        "mappings",
         "mptcp",
         "peer_backup",
         "remote_id",
@@ -164,9 +164,7 @@ class SubflowCore(TcpConnection):
         if not self.send_capacity(now):
             return 0
         size = pending if pending < window_left else window_left
-        return self._sendable(
-            size, self.cwnd - self.bytes_in_flight, self.snd_wnd - in_flight
-        )
+        return self._sendable(size, self.cwnd - self.bytes_in_flight, self.snd_wnd - in_flight)
 
     def push(self, offset: int, length: int, views: list[memoryview], now: float) -> None:
         """Queue ``length`` bytes of the stream from ``offset`` under one new mapping."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from proxy.errors import ConfigError
 
@@ -84,14 +84,16 @@ class PathConnection(Protocol):
     ``remote_denies_initial``: the peer set flag C, so its initial address must not be joined.
     """
 
-    host: PathHost
     local: Address
     remote: Address
     active: bool
     remote_denies_initial: bool
     limits: Limits
-    remote_addresses: dict[int, Address]
 
+    @property
+    def host(self) -> PathHost: ...
+    @property
+    def remote_addresses(self) -> dict[int, Address]: ...
     @property
     def path_subflows(self) -> Sequence[PathSubflow]: ...
     @property
@@ -109,8 +111,8 @@ class PathConnection(Protocol):
         backup: bool = False,
         uplink: str | None = None,
     ) -> PathSubflow | None: ...
-    def close_subflow(self, subflow: PathSubflow, now: float) -> None: ...
-    def set_backup(self, subflow: PathSubflow, backup: bool, now: float) -> None: ...
+    def close_subflow(self, subflow: Any, now: float) -> None: ...
+    def set_backup(self, subflow: Any, backup: bool, now: float) -> None: ...
     def announce(self, address: Address, address_id: int, now: float) -> None: ...
     def withdraw(self, address_id: int, now: float) -> None: ...
 

@@ -90,7 +90,9 @@ class KernelPathManager(PathManager):
         meshed = [e for e in conn.host.local_addresses if e.fullmesh]
         sources = meshed
         if not meshed and denied:
-            sources = [e for e in conn.host.local_addresses if e.subflow and not self._used(conn, e)]
+            sources = [
+                e for e in conn.host.local_addresses if e.subflow and not self._used(conn, e)
+            ]
         opened = False
         for endpoint in sources:
             opened |= self._join(conn, endpoint, address_id, address, now)

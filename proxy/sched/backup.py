@@ -1,4 +1,4 @@
-"""One subflow at a time: the first that works, the others in reserve (the kernel's ``bpf_bkup``)."""
+"""One subflow at a time: the first that works, the others in reserve (``bpf_bkup``)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ class BackupScheduler(Scheduler):
                 break
             if chosen is None:
                 chosen = subflow
-        if chosen is None or chosen.room < min(
-            conn.pending, conn.window_left, chosen.mss >> 1
-        ):
+        if chosen is None or chosen.room < min(conn.pending, conn.window_left, chosen.mss >> 1):
             return None
         return chosen
 

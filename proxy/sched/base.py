@@ -56,9 +56,7 @@ class Scheduler:
     duplicates: ClassVar[bool] = False
     """True: what one subflow got is also sent on all others that have room."""
 
-    def get_send(
-        self, conn: ConnectionView, subflows: Sequence[S], now: float
-    ) -> S | None:
+    def get_send(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:
         """The subflow for the next burst of new data; None to wait."""
         raise NotImplementedError
 

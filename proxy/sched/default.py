@@ -43,9 +43,10 @@ class DefaultScheduler(Scheduler):
             srtt = subflow.srtt or _UNKNOWN_RTT
             if fast is None or srtt < (fast.srtt or _UNKNOWN_RTT):
                 fast = subflow
-            if subflow.room >= min(pending, conn.window_left, subflow.mss >> 1):
-                if best is None or srtt < (best.srtt or _UNKNOWN_RTT):
-                    best = subflow
+            if subflow.room < min(pending, conn.window_left, subflow.mss >> 1):
+                continue
+            if best is None or srtt < (best.srtt or _UNKNOWN_RTT):
+                best = subflow
         if best is None or best is fast or fast is None:
             self._waiting = False
             return best

@@ -10,6 +10,7 @@ import heapq
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from proxy.errors import CodecError
@@ -89,7 +90,7 @@ class MptcpTestHost(TestHost):
                     options,
                     0,
                     0,
-                )  # fmt: skip
+                )
             ]
         )
 
@@ -176,7 +177,7 @@ class MptcpPair:
                 uplink=f"u{index}",
                 subflow=True,
                 backup=index in options.backups,
-            )  # fmt: skip
+            )
             for index in range(len(self.paths))
         ]
         self.client_host = MptcpTestHost(
@@ -403,7 +404,7 @@ def goodput(app: App, since: float, until: float) -> float:
 def longest_pause(app: App, since: float, until: float) -> float:
     """The longest time without a new byte for the application."""
     times = [since, *(at for at, _ in app.arrivals if since < at < until), until]
-    return max(b - a for a, b in zip(times, times[1:], strict=False))
+    return max(b - a for a, b in pairwise(times))
 
 
 def _difference(got: bytes | bytearray, wanted: bytes) -> str:

@@ -44,7 +44,7 @@ def is_data(packet: bytes) -> bool:
     return len(packet) > payload_start(packet) and not flags_of(packet) & SYN
 
 
-# -- the close matrix ----------------------------------------------------------------------------
+# -- the close matrix ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [paths, one_path], ids=["two", "one"])
@@ -148,9 +148,7 @@ def test_abort_resets_the_peer_by_fastclose(make: Any, client_aborts: bool) -> N
     pair._settle()
     pair.client_app.reading = pair.server_app.reading = False
     pair.run_for(1.0)
-    other, app = (
-        (pair.server, pair.server_app) if client_aborts else (pair.client, pair.client_app)
-    )
+    other, app = (pair.server, pair.server_app) if client_aborts else (pair.client, pair.client_app)
     assert other is not None
     assert app.events.count(Event.RESET) == 1
     assert other.error is not None
@@ -234,7 +232,7 @@ def test_off_window_remove_addr_does_nothing() -> None:
     assert pair.counters["MPTcpExtRmAddr"] == 0
 
 
-# -- windows -----------------------------------------------------------------------------------------
+# -- windows ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [600, 3000, 20_000])
@@ -322,7 +320,7 @@ def test_the_right_edge_never_moves_left() -> None:
     pair.check_streams()
 
 
-# -- sequence numbers ----------------------------------------------------------------------------------
+# -- sequence numbers ------------------------------------------------------------------------------
 
 
 def key_with_idsn(bits: int, seed: int = 0) -> bytes:
@@ -370,7 +368,7 @@ def test_data_sequence_numbers_wrap_at_64_bits(idsn: int, monkeypatch: Any) -> N
     pair.check_gone()
 
 
-# -- checksums -------------------------------------------------------------------------------------------
+# -- checksums -------------------------------------------------------------------------------------
 
 CHECKSUM = MptcpConfig(checksum_enabled=True)
 

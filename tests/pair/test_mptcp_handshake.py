@@ -112,9 +112,7 @@ def test_a_lost_third_ack_after_syn_payload_does_not_lose_the_keys() -> None:
 
 
 def test_payload_of_the_syn_ack_is_outside_the_data_sequence_space() -> None:
-    pair = MptcpPair(
-        paths, App(payload(99 * KB)), App(payload(99 * KB, 2)), manual_accept=True
-    )
+    pair = MptcpPair(paths, App(payload(99 * KB)), App(payload(99 * KB, 2)), manual_accept=True)
     pair.run_for(0.05)
     pair.accept(b"reply" * 5)
     pair._settle()
@@ -260,9 +258,7 @@ def test_options_stripped_in_mid_life_of_a_single_path_give_plain_tcp() -> None:
 
 def test_options_stripped_on_one_of_two_paths_reset_that_subflow_alone() -> None:
     pair = MptcpPair(paths, App(payload(100 * KB, 1)), App(payload(8_000_000, 2)))
-    pair.filter = when(
-        lambda i, up, p: i == 1 and not is_syn(p) and pair.now > 1000.5, strip_mptcp
-    )
+    pair.filter = when(lambda i, up, p: i == 1 and not is_syn(p) and pair.now > 1000.5, strip_mptcp)
     pair.run(60.0)
     pair.check_streams()
     assert pair.client.fallback is Fallback.NONE
@@ -304,9 +300,7 @@ def test_after_fallback_no_option_is_sent_and_half_close_works() -> None:
 
 @pytest.mark.parametrize("at", [4, 11, 12, 15], ids=["hmac-first", "hmac-last", "nonce", "nonce2"])
 def test_a_join_whose_syn_ack_hmac_is_wrong_is_reset(at: int) -> None:
-    box = when(
-        lambda i, up, p: is_syn(p) and not up and i == 1, lambda p: flip_option(p, JOIN, at)
-    )
+    box = when(lambda i, up, p: is_syn(p) and not up and i == 1, lambda p: flip_option(p, JOIN, at))
     pair = talk(filter=box)
     assert pair.counters["MPTcpExtMPJoinSynAckHMacFailure"] >= 1
     assert pair.counters["MPTcpExtMPRstTx"] >= 1
@@ -316,9 +310,7 @@ def test_a_join_whose_syn_ack_hmac_is_wrong_is_reset(at: int) -> None:
 
 @pytest.mark.parametrize("at", [4, 23])
 def test_a_join_whose_third_ack_hmac_is_wrong_is_reset(at: int) -> None:
-    box = when(
-        lambda i, up, p: up and i == 1 and not is_syn(p), lambda p: flip_option(p, JOIN, at)
-    )
+    box = when(lambda i, up, p: up and i == 1 and not is_syn(p), lambda p: flip_option(p, JOIN, at))
     pair = talk(size=900 * KB, filter=box)
     assert pair.server_counters["MPTcpExtMPJoinAckHMacFailure"] >= 1
     assert pair.server_counters["MPTcpExtMPJoinAckRx"] == 0

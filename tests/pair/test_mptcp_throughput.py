@@ -87,9 +87,7 @@ def test_a_short_transfer_is_not_slower_for_a_second_uplink(size: int) -> None:
 def test_other_schedulers_deliver_the_stream(name: str) -> None:
     size = 3 * MB
     config = MptcpConfig(scheduler=name)
-    pair = transfer(
-        size, False, paths=two_paths((20, 20), (20, 60)), client=config, server=config
-    )
+    pair = transfer(size, False, paths=two_paths((20, 20), (20, 60)), client=config, server=config)
     server = pair.server
     assert server is not None
     sent = sorted(s.bytes_sent for s in [*server.subflows, *server.subflows][:2])

@@ -1,0 +1,169 @@
+"""Falling back to plain TCP, and what a bad checksum leads to (RFC 8684 §3.7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.mptcp.connection_core import INFINITE
+from proxy.mptcp.notes import Fallback, Note
+from proxy.mptcp.paths import Paths
+from proxy.seg import dss_option
+from proxy.tcp.events import Event
+from proxy.wire.mptcp_options import REASON_MIDDLEBOX, MpFail
+
+if TYPE_CHECKING:
+    from proxy.mptcp.mapping import RxMapping
+    from proxy.mptcp.subflow import Subflow
+    from proxy.mptcp.subflow_core import SubflowCore
+    from proxy.seg import Segment
+
+_FAIL_TIMEOUT = 120.0
+
+
+class FallingBack(Paths):
+    """After it there is one subflow, no MPTCP option ever, and FIN ends the stream."""
+
+    __slots__ = ()
+
+    def may_fall_back(self, subflow: Subflow) -> bool:
+        """Only with one subflow, and nothing sent or received out of order (DSS-11, FB-11)."""
+        return (
+            self.fallback is Fallback.NONE
+            and subflow.initial
+            and self.contiguous
+            and len(self.subflows) == 1
+            and self.rx.stream.fragments == 0
+        )
+
+    def fall_back_at_handshake(self, subflow: Subflow, reason: str, now: float) -> None:
+        """The peer or the path does not take part in MPTCP."""
+        self._become_plain(subflow, Fallback.AT_HANDSHAKE, reason)
+
+    def fall_back(self, subflow: Subflow, reason: str, now: float) -> None:
+        """MPTCP ends in the middle of the stream; nothing is lost."""
+        self._become_plain(subflow, Fallback.INFINITE_MAPPING, reason)
+        held, self._held = self._held, None
+        self._fail_at = INFINITE
+        for chunk in held or ():
+            self.on_plain_data(chunk, now)
+
+    def _become_plain(self, subflow: Subflow, kind: Fallback, reason: str) -> None:
+        if self.fallback is not Fallback.NONE:
+            return
+        self.fallback = kind
+        self.fallback_reason = reason
+        subflow.mptcp = False
+        self._usable = None
+        self._rtx_at = INFINITE
+        self.tx.reinject.clear()
+        self.tx.fin_sent = False  # a DATA_FIN under way becomes a FIN
+        self._forget_token()
+        self.note(Note(Event.FALLBACK, subflow.local, subflow.remote, text=reason))
+        if subflow.fin_received and not self.rx.finished:
+            self._finish_receiving(self._now)
+        self.host.wake(self)
+
+    def on_infinite_mapping(self, subflow: Subflow, offset: int, seg: Segment, now: float) -> None:
+        """The peer ends MPTCP: all that follows continues the stream (DSS-11)."""
+        self.host.counters.add("MPTcpExtInfiniteMapRx")
+        if self.may_fall_back(subflow) or self.failing:
+            self.fall_back(subflow, "infinite mapping", now)
+        else:
+            self.host.counters.add("MPTcpExtFallbackFailed")
+            subflow.doom(REASON_MIDDLEBOX)
+
+    def _stripped(self, subflow: Subflow, now: float) -> bool:
+        """FB-05, FB-06: data is acknowledged without DATA_ACK and without any option."""
+        if not self.may_fall_back(subflow):
+            if len(self.subflows) > 1 or not subflow.initial:
+                subflow.doom(REASON_MIDDLEBOX)
+                return True
+            return False
+        self._end_mptcp(subflow, "no DATA_ACK for acknowledged data", now)
+        return True
+
+    def _end_mptcp(self, subflow: Subflow, reason: str, now: float) -> None:
+        # One infinite mapping goes out on the next new data, then none any more.
+        self.infinite_seq = subflow.snd_nxt
+        self.host.counters.add("MPTcpExtInfiniteMapTx")
+        self.fall_back(subflow, reason, now)
+        self.on_plain_acked(subflow, now)
+
+    def infinite_mapping(self, subflow: SubflowCore, seq: int) -> bytes:
+        """The DSS of an infinite mapping for the data at ``seq``; its checksum is 0 (P08)."""
+        ssn = (seq - subflow.tx_base) & 0xFFFFFFFF
+        dsn = self.tx.dsn(ssn - 1)
+        return dss_option(-1, True, dsn, ssn, 0, 0 if self.checksum else -1, False)
+
+    def on_bad_checksum(self, subflow: Subflow, mapping: RxMapping, now: float) -> None:
+        """The bytes of a mapping were changed on the way (FB-07 to FB-10)."""
+        chunks = mapping.chunks or []
+        single = self.may_fall_back(subflow)
+        if single and not self.checksum_seen:
+            # FB-09: nothing was ever right, so a middlebox changes this path's data.
+            self.host.counters.add("MPTcpExtDssFallback")
+            self.fall_back(subflow, "bad checksum on the first mapping", now)
+            for chunk in chunks:
+                self.on_plain_data(chunk, now)
+            return
+        self.fail_dsn = self.rx.dsn(mapping.offset)
+        self.host.counters.add("MPTcpExtMPFailTx")
+        if not single:
+            subflow.doom(REASON_MIDDLEBOX)
+            return
+        # FB-08: the peer will declare the infinite mapping from here on; keep its bytes.
+        self._held = list(chunks)
+        self._held_bytes = mapping.length
+        self._fail_at = now + _FAIL_TIMEOUT
+        subflow.send_option(self.fail_option())
+        self.arm()
+
+    @property
+    def failing(self) -> bool:
+        """Whether a bad checksum waits for the peer's answer."""
+        return self._held is not None
+
+    def hold(self, payload: memoryview) -> bool:
+        """Keep bytes until the peer has answered MP_FAIL; False beyond the receive buffer."""
+        held = self._held
+        self._held_bytes += len(payload)
+        if held is None or self._held_bytes > self.rx.buffer + 65536:
+            return False
+        held.append(payload)
+        return True
+
+    def fail_option(self) -> bytes:
+        """MP_FAIL for what ``fail_dsn`` names."""
+        return MpFail(self.fail_dsn).build()
+
+    def on_fail(self, subflow: Subflow, dsn: int, now: float) -> None:
+        """The peer found a bad checksum: end MPTCP, or this subflow (§3.7)."""
+        self.host.counters.add("MPTcpExtMPFailRx")
+        if self.fallback is not Fallback.NONE:
+            return
+        if self._held is not None:
+            self.fall_back(subflow, "bad checksum, and the peer agreed to go on without", now)
+            return
+        if not self.may_fall_back(subflow):
+            subflow.doom(REASON_MIDDLEBOX)
+            return
+        self.fail_dsn = self.rx.dsn(self.rx.stream.rcv_nxt)
+        subflow.send_option(self.fail_option())
+        self.host.counters.add("MPTcpExtMPFailTx")
+        self._end_mptcp(subflow, "the peer found a bad checksum", now)
+
+    def on_plain_acked(self, subflow: Subflow, now: float) -> None:
+        """After fall-back, TCP's ACK is all that frees the send buffer."""
+        tx = self.tx
+        if not tx.nxt:
+            return
+        ahead = (subflow.snd_una - subflow.tx_base - 1 - tx.una) & 0xFFFFFFFF
+        if ahead < 0x80000000:
+            tx.release(min(tx.una + ahead, tx.nxt))
+        if self._blocked:
+            self._tell_writable()
+
+    def _forget_token(self) -> None:
+        tokens = self.host.tokens
+        if tokens.get(self.local_key.token) is self:
+            del tokens[self.local_key.token]
