@@ -35,7 +35,7 @@ def execute(options: argparse.Namespace) -> int:
     log.set_up(options.log_level or settings.log.level)
     # Late: the other commands need neither the engine nor its event loop.
     from proxy.cli.policies import check_policies
-    from proxy.engine import runtime
+    from proxy.engine import runtime_daemon
 
     check_policies(settings)
-    return runtime.run(settings)
+    return runtime_daemon.run(settings)

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import random
-import signal
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-import uvloop
-
-from proxy.config import MAX_UPLINKS, GatewayConfig, ProxyConfig
-from proxy.control import notify
-from proxy.control.schema import StatusSource
-from proxy.control.server import ControlServer
-from proxy.control.status import gateway_status, proxy_status
 from proxy.engine.runtime_socket import Dial, KernelStream
 from proxy.engine.stack import Application, Stack
 from proxy.errors import DeviceError
-from proxy.mptcp.config import MptcpConfig
-from proxy.net.setup import GatewaySetup, HostSetup
 from proxy.relay.flow import ByteStream
-from proxy.relay.gateway import GatewayRelay
-from proxy.relay.lan import LanRelay
-from proxy.tcp.config import TcpConfig
 from proxy.tcp.events import Event
 from proxy.tcp.host import Packet
-from proxy.tun.device import TunDevice
 from proxy.wire.address import Address
 
 log = logging.getLogger(__name__)
@@ -105,8 +89,12 @@ class Runtime:
         self._turning = True
         try:
             self._run_turn()
+        except Exception:
+            self._internal_error()
+            self._turn_later()
         finally:
             self._turning = False
+            self._set_timer(time.monotonic())
 
     def _run_turn(self) -> None:
         stack = self.stack
@@ -127,7 +115,15 @@ class Runtime:
                     stream.flush()
             elif not packets and not self._turn_again:
                 break
-        self._set_timer(now)
+
+    def _turn_later(self) -> None:
+        # What the failed turn left undone is done by a turn of its own.
+        self.loop.call_soon(self.turn)
+
+    def _internal_error(self) -> None:
+        """A bug of ours must not stop the traffic of all others: log it, count it, go on."""
+        self.stack.counters.add("InternalErrors")
+        log.exception("internal error")
 
     def _set_timer(self, now: float) -> None:
         deadline = self.stack.next_timeout()
@@ -143,7 +139,10 @@ class Runtime:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self.stack.handle_timeout(time.monotonic())
+        try:
+            self.stack.handle_timeout(time.monotonic())
+        except Exception:
+            self._internal_error()
         self.turn()
 
     def _on_readable(self) -> None:
@@ -155,7 +154,10 @@ class Runtime:
                 packet = read()
                 if packet is None:
                     break
-                receive(packet, now)
+                try:
+                    receive(packet, now)
+                except Exception:
+                    self._internal_error()
         except DeviceError as error:
             self.loop.remove_reader(self.device.fileno())
             if not self.failed.done():
@@ -167,91 +169,3 @@ class Runtime:
         if self.relay is not None:
             self.relay.on_event(stream, kind, time.monotonic())  # type: ignore[arg-type]
         self.turn()
-
-
-def run(config: ProxyConfig | GatewayConfig) -> int:
-    """Run the role that ``config`` describes until SIGTERM or SIGINT; returns an exit status.
-
-    Raises ConfigError or DeviceError when the host cannot be set up; nothing is left behind then.
-    """
-    return uvloop.run(_serve(config))
-
-
-async def _serve(config: ProxyConfig | GatewayConfig) -> int:
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    setup = HostSetup(config) if isinstance(config, ProxyConfig) else GatewaySetup(config)
-    setup.clean_stale()
-    device = TunDevice.open(config.tun.name, mtu=config.tun.mtu, offload=config.tun.offload)
-    try:
-        setup.apply()
-        try:
-            return await _serve_on(config, device, stopping)
-        finally:
-            notify.stopping()
-            setup.undo()
-    finally:
-        device.close()
-
-
-async def _serve_on(
-    config: ProxyConfig | GatewayConfig, device: Device, stopping: asyncio.Event
-) -> int:
-    loop = asyncio.get_running_loop()
-    stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), _mptcp_settings(config))
-    runtime = Runtime(loop, device, stack)
-    source = _start_role(config, runtime)
-    control = ControlServer(config.control.socket, source)
-    await control.start()
-    # What exists now lives as long as the process: keep the collector off it.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    try:
-        message = ready_line(config)
-        notify.ready(message)
-        print(message, flush=True)
-        stopped = asyncio.ensure_future(_until(stopping))
-        await asyncio.wait((stopped, runtime.failed), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if runtime.failed.done():
-            runtime.failed.result()
-        return 0
-    finally:
-        await control.stop()
-        runtime.stop()
-
-
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()
-
-
-def _mptcp_settings(config: ProxyConfig | GatewayConfig) -> MptcpConfig:
-    settings = {key: value for key, value in config.mptcp.items() if key != "path_manager"}
-    # One subflow per uplink; the gateway takes what a proxy with the most uplinks opens.
-    subflows = len(config.uplinks) if isinstance(config, ProxyConfig) else MAX_UPLINKS
-    return MptcpConfig(subflows=subflows, **settings)
-
-
-def _start_role(config: ProxyConfig | GatewayConfig, runtime: Runtime) -> StatusSource:
-    stack = runtime.stack
-    now = time.monotonic
-    if isinstance(config, ProxyConfig):
-        proxy = LanRelay(config, stack, time.time, now())
-        runtime.start(proxy)
-        return lambda: proxy_status(proxy, now())
-    gateway = GatewayRelay(config, stack, runtime.dial, now, time.time)
-    runtime.start(gateway)
-    return lambda: gateway_status(gateway, now())
-
-
-def ready_line(config: ProxyConfig | GatewayConfig) -> str:
-    """The line printed when traffic may flow."""
-    if isinstance(config, ProxyConfig):
-        uplinks = ", ".join(uplink.name for uplink in config.uplinks)
-        gateway = Address(config.gateway.address, config.gateway.port)
-        return f"ready proxy on {config.tun.name}: uplinks {uplinks}; gateway {gateway}"
-    addresses = ", ".join(str(Address(ip, config.listen.port)) for ip in config.listen.addresses)
-    return f"ready gateway on {config.tun.name}: listening on {addresses}"

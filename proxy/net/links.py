@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
+from proxy.net.netlink import outside_loop, session
+
 if TYPE_CHECKING:
     from proxy.toml_table import IpNetwork
 
@@ -143,3 +145,14 @@ def _source_rules(ipr: Any, family: int, protocol: int) -> list[SourceRule]:
         table = rule.get_attr("FRA_TABLE") or rule["table"]
         found.append(SourceRule(family, ip_network((source, rule["src_len"]), False), table))
     return found
+
+
+def own_addresses() -> frozenset[bytes]:
+    """All addresses of this host, packed: what nobody may reach through the gateway."""
+    return outside_loop(_own_addresses)
+
+
+def _own_addresses() -> frozenset[bytes]:
+    with session() as ipr:
+        texts = [message.get("address") for message in ipr.get_addr()]
+    return frozenset(ip_address(text).packed for text in texts if text)
