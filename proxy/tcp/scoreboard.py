@@ -23,10 +23,14 @@ class Scoreboard(Rack):
     __slots__ = ()
 
     def _take_acked(self, ack: int) -> Transmission | None:
-        """Remove what lies left of ``ack`` from the flight; the last record touched."""
+        """Remove what lies left of ``ack`` from the flight.
+
+        Returns the last record touched, or one that was retransmitted if there is any: what was
+        received behind a hole says nothing of the RTT when the hole is filled (Karn).
+        """
         flight = self._flight
         count = 0
-        last = None
+        last = again = None
         for tx in flight:
             if (ack - tx.end) & MASK >= HALF:
                 part = (ack - tx.seq) & MASK
@@ -37,9 +41,24 @@ class Scoreboard(Rack):
                 break
             last = tx
             count += 1
+            if tx.retransmitted:
+                again = tx
         if count:
             del flight[:count]
-        return last
+        return last if again is None else again
+
+    def _echo_is_fresh(self, head: Transmission, ts_ecr: int, dsack: bool) -> bool:
+        """May the echo be taken as an RTT though ``head`` was retransmitted?
+
+        If it is that of the original, either the path was slow, or the first ACK was lost and
+        then the time says nothing: a duplicate is reported, or cannot be for want of SACK.
+        """
+        if dsack:
+            return False
+        if self.sack_permitted or not head.retransmitted:
+            return True
+        again = (int(head.sent_at * 1000.0) + self._ts_offset) & MASK
+        return (ts_ecr - again) & MASK < HALF
 
     def _echo_rtt(self, ts_ecr: int, now: float) -> float:
         """RTT by the timestamp echo, for data sent more than once (RFC 7323 §4.1); 0: none."""
@@ -158,7 +177,7 @@ class Scoreboard(Rack):
         return index
 
     def _rack_update(
-        self, acked: list[Transmission], ts_ecr: int, advance: int, now: float
+        self, acked: list[Transmission], ts_ecr: int, advance: int, dsack: bool, now: float
     ) -> float:
         """Tell RACK; the RTT of the newest record sent once, else by timestamp; 0: none."""
         newest = 0.0
@@ -171,7 +190,7 @@ class Scoreboard(Rack):
             elif tx.sent_at > newest:
                 newest = tx.sent_at
         rtt = now - newest if newest and not ambiguous else 0.0
-        if ambiguous and advance:
+        if ambiguous and advance and self._echo_is_fresh(acked[0], ts_ecr, dsack):
             rtt = self._echo_rtt(ts_ecr, now)
         if rtt > 0.0:
             self._on_rtt(rtt, now)
