@@ -29,12 +29,7 @@ _STATE_NAMES = {
 
 def proxy_status(relay: LanRelay, now: float) -> Status:
     """The status of the home role."""
-    subflows = [
-        subflow
-        for flow in relay.flows
-        if isinstance(flow.far, MptcpConnection)
-        for subflow in flow.far.subflows
-    ]
+    subflows = [subflow for subflow in relay.stack.demux if isinstance(subflow, Subflow)]
     return {
         "role": "proxy",
         "pid": os.getpid(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from proxy.tcp.connection import TcpConnection
 from proxy.wire.address import Address
 
@@ -26,6 +27,9 @@ class Demux:
 
     def __len__(self) -> int:
         return len(self._connections)
+
+    def __iter__(self) -> Iterator[TcpConnection]:
+        return iter(self._connections.values())
 
     def taken(self, local: Address, remote: Address) -> bool:
         """Whether a connection between these two exists."""
