@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 from proxy.tcp.connection import TcpConnection
 from proxy.wire.address import Address
 
