@@ -88,11 +88,22 @@ class Meter:
         self._lab = lab
         self._boxes = boxes
         self._only = only
+        self._base = self._counts()
+        self._most = [0 for _ in lab.indices]
         self._last = (time.monotonic(), self.received())
         self._rates = [0.0 for _ in lab.indices]
 
     def received(self) -> list[int]:
-        """Bytes that came in by each uplink: the daemon's count of payload, or the kernel's."""
+        """Bytes that came in by each uplink since this meter was made.
+
+        Never falls: what a subflow that is closing has carried may be missing for a while.
+        """
+        since = [now - then for now, then in zip(self._counts(), self._base, strict=True)]
+        self._most = [max(pair) for pair in zip(self._most, since, strict=True)]
+        return self._most
+
+    def _counts(self) -> list[int]:
+        """Payload as the daemon counts it, or the kernel without one."""
         if self._boxes is None:
             counts = (
                 self._lab.proxy.interface_bytes(f"u{index}")[0] for index in self._lab.indices
@@ -184,7 +195,6 @@ class Demo:
         """One curl from start to end, shown while it runs."""
         size = self.sizes[part]
         meter = Meter(self.lab, boxes, only)
-        before = meter.received()
         download = Download(self.lab.client, self.url, "-r", f"0-{size - 1}")
         result = Result(download.arrivals, whole=False)
         notes: dict[int, str] = {}
@@ -201,9 +211,7 @@ class Demo:
                 self.problems.append(f"{part}: SHA-256 differs, {arrivals.total} of {size} bytes")
         except LabError as error:
             self.problems.append(f"{part}: {error}")
-        result.received = [
-            after - then for after, then in zip(meter.received(), before, strict=True)
-        ]
+        result.received = meter.received()
         verdict = "SHA-256 equal" if result.whole else "NOT WHOLE"
         self.screen.say(
             f"  {download.arrivals.total / 1e6:.1f} MB, {mbit(result.rate).strip()}, {verdict}"
