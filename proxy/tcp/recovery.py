@@ -41,6 +41,8 @@ class Recovery(Scoreboard):
                 return True  # an old ACK, overtaken on its way
             self._challenge_ack(now)  # RFC 5961 §5.2
             return False
+        if seg.sack and not self.sack_permitted:
+            seg.sack = ()
         window_before = self.snd_wnd
         self._update_send_window(seg)
         if (
@@ -250,7 +252,7 @@ class Recovery(Scoreboard):
             count = min(count, ssthresh - pipe)
         if not self._prr_out:
             count = max(count, mss)  # the first retransmission goes at once
-        self.cwnd = pipe + max(count, 0)
+        self.cwnd = max(pipe + count, pipe, mss)
 
     def _leave_recovery(self) -> None:
         if self._ca_state == CA_RECOVERY:
