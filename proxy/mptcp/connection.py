@@ -177,6 +177,8 @@ class MptcpConnection(FallingBack):
         self.host.event(self, Event.ESTABLISHED)
         if self.fallback is Fallback.NONE:
             self.path_manager.on_established(self, now)
+            if self.fully_established:
+                self.path_manager.on_fully_established(self, now)
         if self.eof or self.tx.fin:
             self._data_done(now)
         self.host.wake(self)
@@ -188,7 +190,8 @@ class MptcpConnection(FallingBack):
         self._usable = None
         if not subflow.active and self.config.early_confirm:
             subflow.request_ack()  # so that the peer may join before there is any data
-        self.path_manager.on_fully_established(self, now)
+        if self.state is not State.SYN_RECEIVED:  # else once TCP is established, too
+            self.path_manager.on_fully_established(self, now)
         self.arm()
         self.host.wake(self)
 

@@ -97,9 +97,10 @@ class Sending(ConnectionCore):
             self.pending -= count
             if not plain:
                 self.window_left -= count
+            left = min(self.pending, self.window_left)
             for subflow in usable:
-                # The others' rooms only shrink with the window, which the scheduler sees.
-                if subflow is chosen or subflow.room > self.pending:
+                # The others' rooms only shrink with what is left for all of them.
+                if subflow is chosen or subflow.room > left or self.scheduler.duplicates:
                     subflow.room = subflow.burst(self.pending, self.window_left, now)
         if self.pending > 0:
             self._wait_for_room(usable, now)
@@ -286,10 +287,10 @@ class Sending(ConnectionCore):
             limit = self.tcp_config.send_buffer_max
         self._limit = limit
         room = limit - (tx.end - tx.una)
-        low = limit >> 2 if self._blocked else _LOW_WATER
-        if room < low:
+        least = min(_LOW_WATER, limit >> 1)  # a tiny buffer must not be too small for ever
+        if room < (limit >> 2 if self._blocked else least):
             self._blocked = True
-            return max(room, 0) if room >= _LOW_WATER else 0
+            return room if room >= least else 0
         self._blocked = False
         return room
 
@@ -348,6 +349,9 @@ class Sending(ConnectionCore):
             self.host.counters.add("MPTcpExtWinProbe")
             for subflow in self.usable_subflows():
                 subflow.probe_window(now)
+        elif tx.fin and not tx.fin_sent and tx.una == tx.end:
+            self._send_fin(now)
+            return
         else:
             return
         self._restart_rtx(now)
@@ -387,10 +391,22 @@ class Sending(ConnectionCore):
                 subflow.shutdown_write()
             return
         if not self.fully_established:
-            return  # the peer may not have our key yet
+            self._ask_for_proof(now)
+            return
         self.tx.fin_sent = True
         self._backoff = 0
         self._offer_fin()
+        self._restart_rtx(now)
+        self.arm()
+
+    def _ask_for_proof(self, now: float) -> None:
+        # The peer may not have our key yet, and has nothing to say: a probe, which repeats the
+        # key, makes it answer, and its DSS (or the lack of it) tells how to finish.
+        initial = self.initial
+        if self._rtx_at != INFINITE or initial is None or not initial.active:
+            return
+        initial.poll(now)  # the third ACK goes first
+        initial.probe_window(now)
         self._restart_rtx(now)
         self.arm()
 

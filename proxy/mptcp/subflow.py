@@ -10,6 +10,7 @@ from proxy.seg import DSS_ACK, DSS_FIN, DSS_MAP, Segment, dss_checksum
 from proxy.wire.mptcp_options import (
     REASON_MIDDLEBOX,
     REASON_MPTCP,
+    REASON_UNSPECIFIED,
     AddAddr,
     MpCapable,
     MpFail,
@@ -26,6 +27,7 @@ from proxy.wire.mptcp_options import (
 _HALF = 0x80000000
 _INFINITE = float("inf")
 _FIRST_JOIN_TIMEOUT = 1.0
+_JOIN_ACK_TRIES = 6
 _Bytes = bytes | memoryview
 
 
@@ -111,10 +113,18 @@ class Subflow(SubflowCore):
     def on_timeout(self, now: float) -> None:
         """See ``next_timeout``."""
         if now >= self._join_ack_at:
-            pause = 2.0 * self.srtt if self.srtt else _FIRST_JOIN_TIMEOUT
-            self._join_ack_at = now + max(pause, 0.2)
-            self.request_ack()
+            self._repeat_join_ack(now)
         super().on_timeout(now)
+
+    def _repeat_join_ack(self, now: float) -> None:
+        self._join_ack_tries += 1
+        if self._join_ack_tries > _JOIN_ACK_TRIES:
+            self._join_ack_at = _INFINITE
+            self.doom(REASON_UNSPECIFIED)
+            return
+        pause = 2.0 * self.srtt if self.srtt else _FIRST_JOIN_TIMEOUT
+        self._join_ack_at = now + max(pause, 0.2) * (1 << (self._join_ack_tries - 1))
+        self.request_ack()
 
     # -- options of segments ------------------------------------------------------------------
 
@@ -166,7 +176,10 @@ class Subflow(SubflowCore):
         return not self.doomed
 
     def _on_bare(self, seg: Segment) -> None:
-        # FB-05: an ACK for mapped data without a DATA_ACK may mean that options are stripped.
+        # FB-05: an ACK for mapped data without a DATA_ACK may mean that options are stripped; not
+        # if it has SACK blocks, for which an engine may have left the DSS out (SPC-01).
+        if seg.sack:
+            return
         tx = self.conn.tx
         if (seg.ack != self.snd_una and len(self.mappings)) or tx.fin_sent != tx.fin_acked:
             self.acks_without_dss = True
@@ -189,8 +202,9 @@ class Subflow(SubflowCore):
         elif any(isinstance(option, AddAddr) and not option.echo for option in options):
             if conn.valid_add_addr(options):
                 conn.on_fully_established(self, now)
-        elif not seg.has_mptcp and seg.seq == self.rcv_nxt:
-            # FB-03, FB-04: the first packet after the handshake has no MPTCP at all.
+        elif not seg.has_mptcp and seg.seq == self.rcv_nxt and not seg.sack:
+            # FB-03, FB-04: the first packet after the handshake has no MPTCP at all, and not
+            # because SACK blocks took its place.
             self.counters.add("MPTcpExtMPCapableDataFallback")
             conn.fall_back_at_handshake(self, "first segment without MPTCP options", now)
         return True

@@ -29,6 +29,7 @@ _MAX_OPTIONS = 28  # a DSS of 64 bit numbers, with or without checksum, padded
 _ALL_OPTIONS = 40
 _TIMESTAMPS = 12
 _DSS_ACK = 12
+_FIRST_DSS_ACKS = 5
 _INFINITE = float("inf")
 
 
@@ -44,6 +45,7 @@ class SubflowCore(TcpConnection):
 
     __slots__ = (
         "_join_ack_at",
+        "_join_ack_tries",
         "_last_data_ack",
         "_map",
         "_map_length",
@@ -127,8 +129,9 @@ class SubflowCore(TcpConnection):
         self._pending_maps: list[RxMapping] | None = None
         self._one_shots: list[bytes] | None = None
         self._last_data_ack = -1
-        self._sack_turn = False
+        self._sack_turn = _FIRST_DSS_ACKS
         self._join_ack_at = _INFINITE
+        self._join_ack_tries = 0
         self._syns = 0
 
     # -- life ---------------------------------------------------------------------------------
@@ -310,10 +313,17 @@ class SubflowCore(TcpConnection):
         reassembly = self._reassembly
         if (reassembly is not None and reassembly.ranges) or self._dsack is not None:
             # SPC-01: a DATA_ACK would leave room for one SACK block only. Do without it if it
-            # says nothing new, and in every other ACK if it does.
-            self._sack_turn = not self._sack_turn
-            if ack == self._last_data_ack or self._sack_turn:
+            # says nothing new, and else in every other ACK; but not in the first ones, by which
+            # the peer judges whether we speak MPTCP at all (FB-03).
+            if self._sack_turn > 1:
+                self._sack_turn -= 1
+            elif ack == self._last_data_ack:
                 return b""
+            else:
+                self._sack_turn ^= 1
+                if self._sack_turn:
+                    self.request_ack()  # perhaps there is nothing else to answer
+                    return b""
         self._last_data_ack = ack
         return dss_option(ack, self.ack64, -1, 0, 0, -1, False)
 

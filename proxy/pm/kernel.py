@@ -28,7 +28,7 @@ class _Retry:
 class KernelPathManager(PathManager):
     """One subflow per ``subflow`` endpoint to the peer's initial address, and what is announced."""
 
-    __slots__ = ("_accepted", "_announced", "_ready", "_refused", "_retries")
+    __slots__ = ("_accepted", "_announced", "_ready", "_refused", "_removed", "_retries")
     name = "kernel"
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class KernelPathManager(PathManager):
         self._accepted: dict[int, Address] = {}
         self._retries: dict[tuple[int, int], _Retry] | None = None
         self._refused: set[tuple[int, int]] | None = None
+        self._removed: set[int] | None = None
 
     # -- events -------------------------------------------------------------------------------
 
@@ -65,6 +66,8 @@ class KernelPathManager(PathManager):
         if not (self._ready and (subflow.active or conn.active)):
             return
         key = (subflow.local_id, subflow.remote_id)
+        if self._removed is not None and subflow.local_id in self._removed:
+            return
         if reason == _REASON_PROHIBITED:
             self._refused = {key} | (self._refused or set())
             return
@@ -114,12 +117,15 @@ class KernelPathManager(PathManager):
 
     def on_endpoint_added(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
         """Use it at once."""
+        if self._removed is not None:
+            self._removed.discard(self._wire_id(conn, endpoint))
         if self._ready:
             self._work(conn, now)
 
     def on_endpoint_removed(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
         """Withdraw it and close what runs over it (EP-04)."""
         address_id = self._wire_id(conn, endpoint)
+        self._removed = {address_id} | (self._removed or set())
         closing = [s for s in conn.path_subflows if s.local_id == address_id]
         if closing or endpoint.id in self._announced:
             conn.withdraw(address_id, now)
@@ -168,7 +174,8 @@ class KernelPathManager(PathManager):
             if not endpoint.subflow or self._used(conn, endpoint):
                 continue
             key = (self._wire_id(conn, endpoint), 0)
-            if self._retries is not None and key in self._retries:
+            retry = None if self._retries is None else self._retries.get(key)
+            if retry is not None and retry.at is not None:
                 continue
             self._join(conn, endpoint, 0, conn.remote, now)
 

@@ -190,7 +190,7 @@ def forged(pair: MptcpPair, options: bytes, seq_offset: int = 0, flags: int = 16
     from proxy.seg import build_header, finish_checksum, timestamps_option
 
     sf = pair.client.subflows[0]
-    ts = timestamps_option(sf._ts_recent, 0)
+    ts = timestamps_option(max(sf._ts_recent, 0), 0)
     header = build_header(
         sf.remote.ip, sf.local.ip, sf.remote.port, sf.local.port,
         (sf.rcv_nxt + seq_offset) & 0xFFFFFFFF, sf.snd_una, flags, 1000, ts + options, 0, 0,
