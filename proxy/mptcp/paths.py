@@ -15,6 +15,7 @@ from proxy.tcp.events import Event
 from proxy.tcp.states import State
 from proxy.wire.address import Address
 from proxy.wire.mptcp_options import (
+    REASON_MIDDLEBOX,
     REASON_MPTCP,
     REASON_PERFORMANCE,
     REASON_PROHIBITED,
@@ -166,6 +167,12 @@ class Paths(Receiving):
 
     def on_join_complete(self, subflow: Subflow, now: float) -> None:
         """Both HMACs are right and the handshake of a join is over."""
+        if self._held is not None:
+            # MP_FAIL waits for an answer on the subflow that was the only one: it is no more.
+            for other in self.subflows:
+                if other is not subflow:
+                    other.doom(REASON_MIDDLEBOX)
+            self._stop_holding()
         subflow.fully_established = True
         self._life_at = INFINITE
         self.contiguous = False
@@ -295,6 +302,11 @@ class Paths(Receiving):
         self.path_manager.on_subflow_closed(self, subflow, subflow.reset_reason, now)
         self.arm()
         self.host.wake(self)
+
+    def _stop_holding(self) -> None:
+        # Bytes after a bad checksum: not DATA_ACKed, so the peer sends them again elsewhere.
+        self._held = None
+        self._fail_at = INFINITE
 
     def _unknown_to_peer(self, subflow: Subflow) -> bool:
         # A join answered by "unknown token", and no subflow that says otherwise: the peer has

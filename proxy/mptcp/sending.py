@@ -111,7 +111,6 @@ class Sending(ConnectionCore):
         subflow.poll(now)
         if self._rtx_at == INFINITE and self.fallback is Fallback.NONE:
             self._restart_rtx(now)
-            self.arm()
 
     def _wait_for_room(self, usable: list[Subflow], now: float) -> None:
         # Pacing opens by time alone; all else that gives room comes as a segment.
@@ -145,7 +144,6 @@ class Sending(ConnectionCore):
                 return
         elif tx.una == tx.nxt and self._rtx_at == INFINITE:
             self._restart_rtx(now)  # zero window: probe by timer (WND-07)
-            self.arm()
 
     def _pump_again(self, now: float) -> None:
         """Send what a stalled or dead subflow has carried, on others."""
@@ -328,7 +326,10 @@ class Sending(ConnectionCore):
         for subflow in self.subflows:
             if subflow.srtt and not subflow.stale and subflow.rto > longest:
                 longest = subflow.rto
-        self._rtx_at = now + min(2.0 * longest * (1 << min(self._backoff, 10)), _MAX_RTX)
+        before = self._rtx_at
+        self._rtx_at = at = now + min(2.0 * longest * (1 << min(self._backoff, 10)), _MAX_RTX)
+        if at < before:
+            self.arm()  # the back-off is over: what is armed is too late
 
     def _on_rtx_timeout(self, now: float) -> None:
         """Nothing was DATA_ACKed for a while (RTX-02 b, FIN-02, WND-07)."""
@@ -397,7 +398,6 @@ class Sending(ConnectionCore):
         self._backoff = 0
         self._offer_fin()
         self._restart_rtx(now)
-        self.arm()
 
     def _ask_for_proof(self, now: float) -> None:
         # The peer may not have our key yet, and has nothing to say: a probe, which repeats the
@@ -408,7 +408,6 @@ class Sending(ConnectionCore):
         initial.poll(now)  # the third ACK goes first
         initial.probe_window(now)
         self._restart_rtx(now)
-        self.arm()
 
     def _offer_fin(self) -> None:
         # On every subflow at once, as Linux does (FIN-02).
