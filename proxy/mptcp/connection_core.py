@@ -8,6 +8,8 @@ application).
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from proxy.mptcp.notes import MAX_NOTES, Fallback, Note
@@ -31,6 +33,17 @@ if TYPE_CHECKING:
     from proxy.wire.address import Address
 
 INFINITE = float("inf")
+
+
+@lru_cache(maxsize=16)
+def subflow_config(config: TcpConfig, time_wait: float) -> TcpConfig:
+    """TCP settings for subflows.
+
+    DEVIATION from RFC 9293 §3.6.1: a shorter TIME-WAIT. A subflow only closes after the
+    connection has ended by DATA_FINs on both sides, so what TIME-WAIT would still protect is the
+    port, and ports are random; with hundreds of connections a second it would hold most memory.
+    """
+    return replace(config, time_wait=time_wait)
 
 
 class ConnectionCore:
@@ -100,7 +113,7 @@ class ConnectionCore:
     ) -> None:
         self.host = host
         self.config: MptcpConfig = host.mptcp_config
-        self.tcp_config: TcpConfig = host.tcp_config
+        self.tcp_config: TcpConfig = subflow_config(host.tcp_config, host.mptcp_config.time_wait)
         self.local = local
         self.remote = remote
         self.active = active

@@ -38,6 +38,7 @@ class FallingBack(Paths):
     def fall_back_at_handshake(self, subflow: Subflow, reason: str, now: float) -> None:
         """The peer or the path does not take part in MPTCP."""
         self._become_plain(subflow, Fallback.AT_HANDSHAKE, reason)
+        self._take_earlier_fin(subflow, now)
 
     def fall_back(self, subflow: Subflow, reason: str, now: float) -> None:
         """MPTCP ends in the middle of the stream; nothing is lost."""
@@ -46,6 +47,12 @@ class FallingBack(Paths):
         self._fail_at = INFINITE
         for chunk in held or ():
             self.on_plain_data(chunk, now)
+        self._take_earlier_fin(subflow, now)
+
+    def _take_earlier_fin(self, subflow: Subflow, now: float) -> None:
+        # A FIN that came while it only ended the subflow ends the stream now.
+        if subflow.fin_received and not self.rx.finished:
+            self._finish_receiving(now)
 
     def _become_plain(self, subflow: Subflow, kind: Fallback, reason: str) -> None:
         if self.fallback is not Fallback.NONE:
@@ -59,8 +66,6 @@ class FallingBack(Paths):
         self.tx.fin_sent = False  # a DATA_FIN under way becomes a FIN
         self._forget_token()
         self.note(Note(Event.FALLBACK, subflow.local, subflow.remote, text=reason))
-        if subflow.fin_received and not self.rx.finished:
-            self._finish_receiving(self._now)
         self.host.wake(self)
 
     def on_infinite_mapping(self, subflow: Subflow, offset: int, seg: Segment, now: float) -> None:

@@ -55,8 +55,9 @@ class TxMappings:
         if len(items) <= self._head:
             return None
         last = items[-1]
-        if (seq - last.seq) & MASK < last.length:
-            return last
+        ahead = (seq - last.seq) & MASK
+        if ahead < 0x80000000:
+            return last if ahead < last.length else None
         low, high = self._head, len(items)
         base = items[low].seq
         distance = (seq - base) & MASK

@@ -258,6 +258,8 @@ class Paths(Receiving):
             if not self.rx.finished:
                 self._finish_receiving(now)
             return
+        if self._held is not None:
+            return  # until the peer has answered MP_FAIL it may mean the end of the stream
         if self.state is State.CLOSED or subflow.closing:
             subflow.close(now)
         elif self.may_close(subflow):
