@@ -317,12 +317,19 @@ class ConnectionCore:
         return free if free > 0 else 0
 
     def _update_send_window(self, seg: Segment) -> None:
-        """Take the peer's window from an acceptable ACK (RFC 9293 §3.10.7.4 'fifth')."""
+        """Take the peer's window from an acceptable ACK (RFC 9293 §3.10.7.4 'fifth').
+
+        Before ``snd_una`` moves. An ACK of something new counts even on a retransmission, whose
+        sequence number is old (Linux: tcp_may_update_window), or the old window would be taken
+        from the new left edge.
+        """
         seq = seg.seq
         ack = seg.ack
         newer = (seq - self._snd_wl1) & MASK
-        if (newer and newer < 0x80000000) or (
-            newer == 0 and (ack - self._snd_wl2) & MASK < 0x80000000
+        if (
+            0 < (ack - self.snd_una) & MASK < 0x80000000
+            or (newer and newer < 0x80000000)
+            or (newer == 0 and (ack - self._snd_wl2) & MASK < 0x80000000)
         ):
             window = seg.window << self.snd_wscale
             self.snd_wnd = window

@@ -255,6 +255,9 @@ class Handshake(Receiver):
     def _on_segment_opening(self, seg: Segment, now: float) -> None:
         """LISTEN, SYN_SENT, SYN_RECEIVED, or CLOSED."""
         state = self.state
+        if seg.flags & SYN and seg.seq == self.irs and self.timestamps and seg.ts_val >= 0:
+            self._ts_recent = seg.ts_val  # the answer echoes the last SYN, not the first
+            self._ts_recent_at = now
         if state is State.SYN_SENT:
             self._on_segment_syn_sent(seg, now)
         elif state is State.SYN_RECEIVED:

@@ -1,0 +1,29 @@
+"""Scripts of what the seeded simulation (``tests/sim``) has found."""
+
+from __future__ import annotations
+
+from tests.script.harness import Script
+
+
+def test_ack_on_a_retransmission_brings_its_window_too() -> None:
+    script = Script.established(window=3000)
+    script.inject("A", seq=101, ack=1, payload=b"later", window=3000)
+    script.expect("A", ack=1)
+    script.conn.send(b"x" * 2920)
+    script.expect("A", seq=1, length=2920)
+    # The hole is filled by a segment with an older sequence number; the right edge stays at 3001.
+    script.inject("A", seq=1, ack=1461, payload=b"y" * 100, window=1540)
+    script.conn.send(b"x" * 2920)
+    assert script.next().length == 0
+    script.expect_nothing()
+
+
+def test_answer_to_a_repeated_syn_echoes_its_timestamp() -> None:
+    script = Script.listen(timestamps=True)
+    script.ts_val += 1000
+    script.inject("S", seq=0, options=script.syn_options())
+    script.conn.accept(script.now)
+    assert script.expect("SA", seq=0, ack=1).ts_ecr == script.ts_val
+    script.ts_val += 1000
+    script.inject("S", seq=0, options=script.syn_options())
+    assert script.expect("SA", seq=0, ack=1).ts_ecr == script.ts_val
