@@ -26,9 +26,7 @@ class End:
     when a pause of its own is over), so an event that the engine forgets shows as a stall.
     """
 
-    def __init__(
-        self, world: World, name: str, plan: EndPlan, out: bytes, opener: bool
-    ) -> None:
+    def __init__(self, world: World, name: str, plan: EndPlan, out: bytes, opener: bool) -> None:
         self.world = world
         self.opener = opener
         self.name = name
@@ -54,6 +52,7 @@ class End:
         self._pause_left = plan.pause_at
         self._in_burst = 0
         self._finish_planned = False
+        self._still_queued = 0
 
     # -- what it is told ------------------------------------------------------------------------
 
@@ -70,7 +69,10 @@ class End:
     def on_event(self, kind: Event) -> None:
         """An event of the connection."""
         if self.aborted:
-            raise Failure(f"{self.name}: {kind.name} after abort")
+            self._still_queued -= 1
+            if self._still_queued < 0:
+                raise Failure(f"{self.name}: {kind.name} after abort")
+            return
         if kind in TERMINAL:
             if self.terminal is not None:
                 raise Failure(f"{self.name}: {kind.name} after {self.terminal.name}")
@@ -119,6 +121,7 @@ class End:
         conn = self.conn
         assert conn is not None
         self.aborted = True
+        self._still_queued = self.world.queued_events(conn)
         self.done_at = self.world.now
         self.world.log(f"{self.name} aborts")
         conn.abort(self.world.now)

@@ -26,11 +26,10 @@ MASK = 0xFFFFFFFF
 class _Watch:
     """What is known about the paths of one flow."""
 
-    __slots__ = ("blackout", "dark_since", "longest", "stall")
+    __slots__ = ("dark_since", "longest", "stall")
 
     def __init__(self) -> None:
         self.dark_since: float | None = None
-        self.blackout = 0.0  # the last one
         self.longest = 0.0
         self.stall = 0.0  # the longest
 
@@ -75,15 +74,15 @@ class Judge:
                 watch.dark_since = now
             watch.longest = max(watch.longest, now - watch.dark_since)
             return
-        if watch.dark_since is not None:
-            watch.blackout = up_since - watch.dark_since
-            watch.dark_since = None
+        watch.dark_since = None
         for end in (flow.client, flow.server):
-            if end.choked() and now - max(end.room_at, up_since) > self.patience:
-                raise Failure(f"{end.name} has no room to write since {now - end.room_at:.1f} s")
+            if end.choked():
+                stall = _stall(now, end.room_at, up_since)
+                if stall > self.patience:
+                    raise Failure(f"{end.name} has no room to write for {stall:.1f} s")
             if not end.starved():
                 continue
-            stall = now - max(end.progress_at, up_since) - 2.0 * watch.blackout
+            stall = _stall(now, end.progress_at, up_since)
             watch.stall = max(watch.stall, stall)
             if stall > self.patience:
                 raise Failure(
@@ -118,7 +117,9 @@ class Judge:
         stream = conn.rx.stream
         held = stream.ready_bytes + stream.waiting_bytes
         if held > config.receive_buffer_max + _SLACK:
-            raise Failure(f"{held} bytes received and not read, {config.receive_buffer_max} allowed")
+            raise Failure(
+                f"{held} bytes received and not read, {config.receive_buffer_max} allowed"
+            )
         if stream.ready_bytes != conn.receivable:
             raise Failure(f"receivable is {conn.receivable}, {stream.ready_bytes} bytes are there")
         unacked = conn.tx.end - conn.tx.una
@@ -212,6 +213,15 @@ class Judge:
             return "cut off while it opened" if watch.longest >= 4.0 else ""
         limit = 8.0 if hasty else 18.0
         return "no path worked for too long" if watch.longest >= limit else ""
+
+
+def _stall(now: float, progress_at: float, up_since: float) -> float:
+    """Seconds without progress that nothing excuses.
+
+    Time-outs double: the next try may come as late again as the paths were dead.
+    """
+    dead = max(up_since - progress_at, 0.0)
+    return now - max(progress_at, up_since) - 1.2 * dead
 
 
 def _tcp_within_bounds(conn: TcpConnection) -> None:

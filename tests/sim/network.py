@@ -13,6 +13,7 @@ from tests.sim.scenario import PathPlan
 VIRTIO = 10
 UP = 0
 DOWN = 1
+BURST_TIME = 0.3  # the longest burst of losses in seconds
 Arrival = tuple[float, bytes]
 Drop = Callable[[int, int, bytes, str], None]
 
@@ -53,11 +54,9 @@ class Path:
         self.links = tuple(self._link(rate, loss) for rate, loss in self._directions())
         self.on_drop: Drop | None = None
         self.changed = 0
-        self._bursting = [False, False]
+        self._burst_since = [-1.0, -1.0]
         # The boxes whose rewriting needs a look into each packet.
-        self._intrusive = bool(
-            plan.nat or plan.strip or plan.syn_payload != "keep" or plan.corrupt
-        )
+        self._intrusive = bool(plan.nat or plan.strip or plan.syn_payload != "keep" or plan.corrupt)
 
     def _directions(self) -> tuple[tuple[float, float], ...]:
         plan = self.plan
@@ -121,7 +120,7 @@ class Path:
         for wire in [packet] if plan.offload else gso_split(packet):
             if plan.corrupt and self.rng.random() < plan.corrupt:
                 wire = self._corrupt(wire)
-            if plan.burst and self._in_burst(direction):
+            if plan.burst and self._in_burst(direction, now):
                 self._drop(direction, wire, "burst")
                 continue
             arrived = self.links[direction].send(wire, now)
@@ -134,15 +133,19 @@ class Path:
         if self.on_drop is not None:
             self.on_drop(self.index, direction, packet, why)
 
-    def _in_burst(self, direction: int) -> bool:
+    def _in_burst(self, direction: int, now: float) -> bool:
         """Gilbert's model: a good state that loses nothing and a bad one that loses all."""
         rng = self.rng
-        if self._bursting[direction]:
-            if rng.random() < 1.0 / self.plan.burst_length:
-                self._bursting[direction] = False
-        elif rng.random() < self.plan.burst:
-            self._bursting[direction] = True
-        return self._bursting[direction]
+        since = self._burst_since[direction]
+        if since >= 0.0:
+            if now - since < BURST_TIME and rng.random() >= 1.0 / self.plan.burst_length:
+                return True
+            self._burst_since[direction] = -1.0
+            return False
+        if rng.random() >= self.plan.burst:
+            return False
+        self._burst_since[direction] = now
+        return True
 
     # -- boxes --------------------------------------------------------------------------------
 
@@ -200,7 +203,13 @@ def _with_gso_size(packet: bytes, size: int) -> bytes:
     payload = len(packet) - VIRTIO - ip - (packet[VIRTIO + ip + 12] >> 4) * 4
     if payload <= size or packet[VIRTIO + ip + 13] & 2:
         return packet
-    return packet[:1] + bytes((1 if v4 else 4,)) + packet[2:4] + size.to_bytes(2, "little") + packet[6:]
+    return (
+        packet[:1]
+        + bytes((1 if v4 else 4,))
+        + packet[2:4]
+        + size.to_bytes(2, "little")
+        + packet[6:]
+    )
 
 
 class _Header:

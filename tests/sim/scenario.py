@@ -189,9 +189,7 @@ def draw(seed: int) -> Scenario:
     client = _host(rng, theme, paths)
     server = _host(rng, theme, paths)
     flows = [_flow(rng, theme, paths) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
-    return Scenario(
-        seed, theme, v6, client, server, tuple(paths), tuple(flows), rng.random() < 0.1
-    )
+    return Scenario(seed, theme, v6, client, server, tuple(paths), tuple(flows), rng.random() < 0.1)
 
 
 def _log(rng: random.Random, low: float, high: float) -> float:
@@ -361,7 +359,7 @@ def _untangle(rng: random.Random, flow: FlowPlan) -> FlowPlan:
         client = replace(client, finish="sent")
     if client.speak == "data" and server.size == 0:
         client = replace(client, speak="open")
-    if server.speak == "data" and client.size == 0 and flow.syn_payload == 0:
+    if server.speak == "data" and client.size == 0:
         server = replace(server, speak="open")
     return replace(flow, client=client, server=server)
 

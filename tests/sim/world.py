@@ -29,6 +29,18 @@ SIDES = ("client", "server")
 Tracer = Callable[[float, str], None]
 
 
+class _Stranger:
+    """The client's listener: nobody connects to it, and what it does not know it refuses."""
+
+    def on_syn(self, syn: Segment, now: float) -> None:
+        """A SYN of nobody's."""
+        raise Failure("the server connects to the client")
+
+    def on_stray(self, segment: Segment, now: float) -> bool:
+        """A segment of no connection: refused by a RST."""
+        return True
+
+
 class Flow:
     """One conversation: both ends and what is known of it."""
 
@@ -83,6 +95,7 @@ class World:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._instant = 0
+        self.stacks[0].listener = _Stranger()
         self.stacks[1].listener = self
         self.judge = Judge(self)
         for path in self.paths:
@@ -232,10 +245,10 @@ class World:
             seg = parse(packet)
         except CodecError as error:
             raise Failure(f"{SIDES[side]} sends what cannot be parsed: {error}") from error
-        self.monitors[side].transmitted(seg, len(packet) - 10)
         path = self._by_address[seg.dst if side else seg.src]
         if self.trace is not None:
             self._trace_segment(f"{SIDES[side]} ->  [{path.index}]", seg)
+        self.monitors[side].transmitted(seg, len(packet) - 10)
         arrivals, error_packet = path.send(packet, DOWN if side else UP, self.now)
         for at, wire in arrivals:
             self._count += 1
@@ -330,6 +343,10 @@ class World:
         if side == 1 and stream in self._opening and kind not in TERMINAL:
             raise Failure(f"{end.name}: {kind.name} before it was accepted")
         end.on_event(kind)
+
+    def queued_events(self, conn: Application) -> int:
+        """Events of ``conn`` that wait to be told."""
+        return sum(1 for stack in self.stacks for stream, _ in stack._events if stream is conn)
 
     @staticmethod
     def _note(stream: Application) -> str:
