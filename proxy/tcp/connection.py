@@ -147,7 +147,7 @@ class TcpConnection(Handshake):
             self._tune_receive_buffer(now)
             if self._ack_state == ACK_NOW:
                 self._wake()
-            elif self._ack_at < self._armed_at:
+            elif self._ack_at < self._armed_at or self._armed_at <= now:
                 self._arm(now)
         if self._fin_acked:
             self._on_fin_acked(now)

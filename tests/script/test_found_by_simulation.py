@@ -27,3 +27,18 @@ def test_answer_to_a_repeated_syn_echoes_its_timestamp() -> None:
     script.ts_val += 1000
     script.inject("S", seq=0, options=script.syn_options())
     assert script.expect("SA", seq=0, ack=1).ts_ecr == script.ts_val
+
+
+def test_delayed_ack_is_armed_after_the_host_passed_a_moved_deadline() -> None:
+    script = Script.established()
+    script.conn.send(b"x" * 100)
+    script.expect("A", seq=1, length=100)
+    script.inject("A", seq=1, ack=101)
+    # The host comes to the time-out of what is acknowledged by now: it only asks for the next one.
+    script.host.deadlines.clear()
+    script.now += 5.0
+    script.host.arm(script.conn)
+    script.inject("A", seq=1, ack=101, payload=b"data")
+    script.expect_nothing()
+    script.sleep(0.3)
+    script.expect("A", ack=5)
