@@ -159,7 +159,7 @@ class Recovery(Scoreboard):
                 and (self.snd_nxt - right) & MASK < HALF
             ):
                 self._mark_sacked(left, right, acked)
-        rtt = self._rack_update(acked, ts_ecr, advance, dsack, now)
+        rtt = self._rack_update(acked, seg, advance, dsack, now)
         for tx in acked:
             # Sent once, written off by the time-out, and yet delivered: RFC 5682 §3.
             if tx.lost:

@@ -47,15 +47,16 @@ class Scoreboard(Rack):
             del flight[:count]
         return last if again is None else again
 
-    def _echo_is_fresh(self, head: Transmission, ts_ecr: int, dsack: bool) -> bool:
+    def _echo_is_fresh(self, head: Transmission, ts_ecr: int, dsack: bool, data: bool) -> bool:
         """May the echo be taken as an RTT though ``head`` was retransmitted?
 
         If it is that of the original, either the path was slow, or the first ACK was lost and
-        then the time says nothing: a duplicate is reported, or cannot be for want of SACK.
+        then the time says nothing: a duplicate is reported, or cannot be for want of SACK. An ACK
+        on ``data`` is no answer to what was sent again: the data has waited for its own time-out.
         """
         if dsack:
             return False
-        if self.sack_permitted or not head.retransmitted:
+        if not head.retransmitted or (self.sack_permitted and not data):
             return True
         again = (int(head.sent_at * 1000.0) + self._ts_offset) & MASK
         return (ts_ecr - again) & MASK < HALF
@@ -177,9 +178,10 @@ class Scoreboard(Rack):
         return index
 
     def _rack_update(
-        self, acked: list[Transmission], ts_ecr: int, advance: int, dsack: bool, now: float
+        self, acked: list[Transmission], seg: Segment, advance: int, dsack: bool, now: float
     ) -> float:
         """Tell RACK; the RTT of the newest record sent once, else by timestamp; 0: none."""
+        ts_ecr = seg.ts_ecr if self.timestamps and seg.ts_val >= 0 else -1
         newest = 0.0
         ambiguous = False
         for tx in acked:
@@ -190,7 +192,7 @@ class Scoreboard(Rack):
             elif tx.sent_at > newest:
                 newest = tx.sent_at
         rtt = now - newest if newest and not ambiguous else 0.0
-        if ambiguous and advance and self._echo_is_fresh(acked[0], ts_ecr, dsack):
+        if ambiguous and advance and self._echo_is_fresh(acked[0], ts_ecr, dsack, seg.length > 0):
             rtt = self._echo_rtt(ts_ecr, now)
         if rtt > 0.0:
             self._on_rtt(rtt, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.seg import timestamps_option
 from tests.script.harness import Script
 
 
@@ -42,3 +43,15 @@ def test_delayed_ack_is_armed_after_the_host_passed_a_moved_deadline() -> None:
     script.expect_nothing()
     script.sleep(0.3)
     script.expect("A", ack=5)
+
+
+def test_ack_on_data_of_the_peer_is_no_round_trip_after_a_black_out() -> None:
+    script = Script.established(timestamps=True)
+    script.conn.send(b"x" * 100)
+    first = script.expect("A", seq=1, length=100)
+    rto = script.conn.rto
+    script.sleep(20.0)  # time-outs without an answer
+    script.sent.clear()
+    stamps = timestamps_option(script.ts_val + 20_000, first.ts_val)
+    script.inject("A", seq=1, ack=101, payload=b"repeated by the peer", options=stamps)
+    assert script.conn.rto <= 2.0 * rto
