@@ -311,7 +311,9 @@ class SubflowCore(TcpConnection):
             self.fin_due = False
             return conn.data_fin_option(ack, self.ack64)
         reassembly = self._reassembly
-        if (reassembly is not None and reassembly.ranges) or self._dsack is not None:
+        if self.sack_permitted and (
+            (reassembly is not None and reassembly.ranges) or self._dsack is not None
+        ):
             # SPC-01: a DATA_ACK would leave room for one SACK block only. Do without it if it
             # says nothing new, and else in every other ACK; but not in the first ones, by which
             # the peer judges whether we speak MPTCP at all (FB-03).
