@@ -5,6 +5,11 @@ from __future__ import annotations
 import heapq
 from typing import Protocol
 
+# A heap with at most this many dead entries is left alone: cleaning it would cost more.
+_MIN_DEAD = 1024
+# How late an object is called again whose deadline is still not in the future (seconds).
+_STUCK_PAUSE = 0.001
+
 
 class Timed(Protocol):
     """Something with a deadline of its own."""
@@ -22,7 +27,9 @@ class Timers:
     """A lazy heap of deadlines.
 
     A deadline that moves later is not touched until the earlier one fires, which is the common
-    case (every ACK pushes the RTO back); only one that moves earlier is pushed again.
+    case (every ACK pushes the RTO back); only one that moves earlier is pushed again. The entry
+    it leaves behind is dead; when dead ones are most of the heap they are thrown out, so that what
+    is disarmed long before its deadline (a keep-alive is hours away) does not stay in memory.
     """
 
     __slots__ = ("_armed", "_heap", "_order")
@@ -73,9 +80,28 @@ class Timers:
                 continue
             if current <= now:
                 timed.on_timeout(now)
-            self.arm(timed)
+            self._rearm(timed, now)
+
+    def _rearm(self, timed: Timed, now: float) -> None:
+        # A deadline that stays in the past would keep ``fire`` from ever returning.
+        deadline = timed.next_timeout()
+        if deadline is None:
+            return
+        if deadline <= now:
+            deadline = now + _STUCK_PAUSE
+        armed = self._armed.get(timed)
+        if armed is None or armed > deadline:
+            self._push(timed, deadline)
 
     def _push(self, timed: Timed, deadline: float) -> None:
         self._armed[timed] = deadline
         self._order += 1
         heapq.heappush(self._heap, (deadline, self._order, timed))
+        if len(self._heap) > 2 * len(self._armed) + _MIN_DEAD:
+            self._throw_out_dead()
+
+    def _throw_out_dead(self) -> None:
+        armed = self._armed
+        # In place: ``fire`` may be at work on this very list.
+        self._heap[:] = [entry for entry in self._heap if armed.get(entry[2]) == entry[0]]
+        heapq.heapify(self._heap)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from proxy.engine.timers import Timers
 
 
@@ -75,3 +77,33 @@ def test_alarm_that_rearms_itself_while_firing_is_kept() -> None:
     timers.fire(2.0)
     assert alarm.fired == [1.0, 2.0]
     assert timers.next_timeout() == 3.0
+
+
+def test_what_was_disarmed_long_before_its_deadline_does_not_stay_in_memory() -> None:
+    timers = Timers()
+    keeper = Alarm(7200.0)
+    timers.arm(keeper)
+    gone = []
+    for _ in range(10_000):
+        alarm = Alarm(7200.0)
+        gone.append(weakref.ref(alarm))
+        timers.arm(alarm)
+        timers.disarm(alarm)
+        del alarm
+    assert sum(reference() is not None for reference in gone) < 2_000
+    timers.fire(7200.0)
+    assert keeper.fired == [7200.0]
+
+
+def test_alarm_whose_deadline_stays_in_the_past_does_not_hold_up_the_others() -> None:
+    class Stuck(Alarm):
+        def on_timeout(self, now: float) -> None:
+            self.fired.append(now)
+
+    timers = Timers()
+    stuck, alarm = Stuck(1.0), Alarm(1.0)
+    timers.arm(stuck)
+    timers.arm(alarm)
+    timers.fire(1.0)
+    assert (stuck.fired, alarm.fired) == ([1.0], [1.0])
+    assert timers.next_timeout() is not None
