@@ -74,7 +74,12 @@ class Runtime:
         """Connect to a server with a kernel socket; ``done(stream | None, errno)`` follows."""
 
         def finished(stream: KernelStream | None, code: int) -> None:
-            done(stream, code)
+            try:
+                done(stream, code)
+            except Exception:
+                self._internal_error()
+                if stream is not None:
+                    stream.abort(time.monotonic())
             if stream is not None:
                 stream.start(self._on_socket_event)
             self.turn()
@@ -167,5 +172,9 @@ class Runtime:
 
     def _on_socket_event(self, stream: KernelStream, kind: Event) -> None:
         if self.relay is not None:
-            self.relay.on_event(stream, kind, time.monotonic())  # type: ignore[arg-type]
+            try:
+                self.relay.on_event(stream, kind, time.monotonic())  # type: ignore[arg-type]
+            except Exception:
+                self._internal_error()
+                stream.abort(time.monotonic())
         self.turn()

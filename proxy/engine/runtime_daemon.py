@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -87,7 +88,15 @@ def run(config: ProxyConfig | GatewayConfig) -> int:
 
     Raises ConfigError or DeviceError when the host cannot be set up; nothing is left behind then.
     """
+    _allow_descriptors()
     return uvloop.run(_serve(config))
+
+
+def _allow_descriptors() -> None:
+    """A descriptor for each connection to a server: the usual soft limit, 1024, is a relic of
+    select(), which is not used here."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: ProxyConfig | GatewayConfig) -> int:

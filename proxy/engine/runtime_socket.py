@@ -231,7 +231,7 @@ class KernelStream:
 class Dial:
     """A connection attempt to a server in progress; ``cancel()`` gives it up."""
 
-    __slots__ = ("_done", "_flush_later", "_loop", "_peer", "_socket")
+    __slots__ = ("_cancelled", "_done", "_flush_later", "_loop", "_peer", "_socket")
 
     def __init__(
         self,
@@ -245,20 +245,30 @@ class Dial:
         self._peer = peer
         self._done = done
         self._flush_later = flush_later
-        family = socket.AF_INET if len(peer.ip) == 4 else socket.AF_INET6
-        self._socket: socket.socket | None = socket.socket(
+        self._cancelled = False
+        self._socket: socket.socket | None = None
+        try:
+            self._connect()
+        except OSError as error:  # no descriptor is left, for example
+            loop.call_soon(self._fail, error.errno or errno.EIO)
+
+    def _connect(self) -> None:
+        ip, port = self._peer
+        family = socket.AF_INET if len(ip) == 4 else socket.AF_INET6
+        self._socket = socket.socket(
             family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
         # A relay must add no delay of its own to what its client already coalesced.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = self._socket.connect_ex((socket.inet_ntop(family, peer.ip), peer.port))
+        code = self._socket.connect_ex((socket.inet_ntop(family, ip), port))
         if code == errno.EINPROGRESS:
-            loop.add_writer(self._socket.fileno(), self._on_writable)
+            self._loop.add_writer(self._socket.fileno(), self._on_writable)
         else:
-            loop.call_soon(self._finish, code)
+            self._loop.call_soon(self._finish, code)
 
     def cancel(self) -> None:
         """Give up; ``done`` is not called any more."""
+        self._cancelled = True
         pending = self._socket
         if pending is None:
             return
@@ -271,6 +281,14 @@ class Dial:
             return
         self._loop.remove_writer(self._socket.fileno())
         self._finish(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _fail(self, code: int) -> None:
+        if self._cancelled:
+            return
+        pending, self._socket = self._socket, None
+        if pending is not None:
+            pending.close()
+        self._done(None, code)
 
     def _finish(self, code: int) -> None:
         pending = self._socket
