@@ -130,13 +130,14 @@ def _uplink(
 ) -> UplinkStatus:
     mine = [subflow for subflow in subflows if subflow.uplink == uplink.name]
     sent, received = relay.stack.retired.get(uplink.name, (0, 0))
-    alive = [subflow for subflow in mine if subflow.fully_established and not subflow.stale]
+    settled = [subflow for subflow in mine if subflow.fully_established]
+    alive = [subflow for subflow in settled if not subflow.stale]
     return {
         "name": uplink.name,
         "interface": uplink.interface,
         "address": format_ip(uplink.local_ip),
         "backup": uplink.backup,
-        "up": bool(alive) or (not mine and uplink.suspect_until <= now),
+        "up": bool(alive) or (not settled and uplink.suspect_until <= now),
         "subflows": len(mine),
         "bytes_sent": sent + sum(subflow.bytes_sent for subflow in mine),
         "bytes_received": received + sum(subflow.bytes_received for subflow in mine),

@@ -65,7 +65,8 @@ class Attempt:
         while answer is None:
             chunks = self.stream.receive(MAX_LENGTH)
             if not chunks:
-                return None
+                # Whoever finishes without an answer is no gateway of ours, say a captive portal.
+                return Answer(None) if self.stream.eof else None
             self._received += b"".join(chunks)
             answer = self._parse()
         return answer

@@ -18,11 +18,12 @@ from proxy.convert.auth import Door, Request, Unauthorised
 from proxy.convert.destination import DestinationPolicy
 from proxy.convert.tlv import Error, ErrorCode, Proof, SupportedTcpExtensions
 from proxy.engine.rate import TokenBucket
-from proxy.engine.stack import Application, Stack
+from proxy.engine.stack import ACK, RST, SYN, Application, Stack
 from proxy.engine.syncookies import SynCookies
 from proxy.relay.flow import ByteStream, Flow
 from proxy.seg import Segment
 from proxy.tcp.events import Event
+from proxy.tcp.states import State
 from proxy.wire.address import Address
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,8 @@ class GatewayRelay:
         if request is None:
             return
         client = self.stack.open_passive(syn, now, mptcp=True)
+        if client.state is State.CLOSED:
+            return  # refused already, say for its MSS
         self._receive(Reception(self, client, request, data[request.length :]), now)
 
     def on_stray(self, segment: Segment, now: float) -> bool:
@@ -146,6 +149,8 @@ class GatewayRelay:
         Only what looks like a subflow of a connection that is gone, say after a restart, gets a
         RST, so that its proxy need not wait for a time-out.
         """
+        if segment.flags & (SYN | RST | ACK) != ACK:
+            return False
         if segment.length and segment.dport == self.config.listen.port:
             return not self._on_late_message(segment, now) and segment.dss_flags >= 0
         return segment.dss_flags >= 0
@@ -192,7 +197,10 @@ class GatewayRelay:
         client = self._cookies.restore(segment, now, accepts)
         if client is None:
             return False
-        _take(client, requests[0].length)
+        if not _take(client, requests[0].length):
+            # The message is there, but not in the stream: its mapping is wrong, for example.
+            client.abort(now)
+            return True
         self._receive(Reception(self, client, requests[0], b"", late=True), now)
         return True
 
@@ -290,8 +298,11 @@ class GatewayRelay:
             self._open[name] -= 1
 
 
-def _take(stream: ByteStream, length: int) -> None:
-    """Read and drop the first ``length`` bytes of a stream, which are there."""
+def _take(stream: ByteStream, length: int) -> bool:
+    """Read and drop the first ``length`` bytes of a stream; False if it has not as many."""
     while length:
-        for chunk in stream.receive(length):
-            length -= len(chunk)
+        chunks = stream.receive(length)
+        if not chunks:
+            return False
+        length -= sum(map(len, chunks))
+    return True

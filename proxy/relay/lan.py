@@ -23,6 +23,7 @@ from proxy.relay.uplinks import UplinkHealth, preference
 from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
+from proxy.tcp.states import State
 from proxy.wire.address import Address
 from proxy.wire.icmp import Unreachable
 
@@ -31,8 +32,13 @@ log = logging.getLogger(__name__)
 # A SYN without answer for this long is tried on the next uplink as well (seconds): longer than
 # most servers take to accept, far shorter than a person waits.
 HEDGE_DELAY = 1.0
+# Nobody waits longer than this for a connection (seconds): the client's own kernel and the
+# gateway's have given up by then. What accepts our SYN and then stays mute ends here.
+OPENING_TIMEOUT = 180.0
 # Conversations that wait for their server, and all that are open: SYN floods from the LAN end here.
 MAX_OPENING = 4096
+# Of these for one LAN host, so that a scanner does not shut out the others.
+MAX_OPENING_PER_HOST = 1024
 MAX_FLOWS = 65536
 # By the ICMP code that the gateway names (RFC 8803 §6.2.8, error 97); others count as the host's.
 _ICMP_CODES = {why.value[0]: why for why in Unreachable}
@@ -41,10 +47,15 @@ _ICMP_CODES = {why.value[0]: why for why in Unreachable}
 class Opening:
     """A LAN client that waits for its server; the owner of its attempts to reach it."""
 
-    __slots__ = ("attempts", "hedge_at", "lan", "relay", "remaining", "syn")
+    __slots__ = ("attempts", "give_up_at", "hedge_at", "lan", "relay", "remaining", "syn")
 
     def __init__(
-        self, relay: LanRelay, syn: Segment, lan: TcpConnection, uplinks: list[UplinkHealth]
+        self,
+        relay: LanRelay,
+        syn: Segment,
+        lan: TcpConnection,
+        uplinks: list[UplinkHealth],
+        now: float,
     ) -> None:
         self.relay = relay
         self.syn = syn
@@ -52,6 +63,7 @@ class Opening:
         self.remaining = uplinks
         self.attempts: list[Attempt] = []
         self.hedge_at: float | None = None
+        self.give_up_at: float | None = now + OPENING_TIMEOUT
 
     @property
     def destination(self) -> Address:
@@ -59,27 +71,30 @@ class Opening:
         return self.lan.local
 
     def try_next(self, now: float) -> bool:
-        """Start an attempt on the next uplink; False when none is left."""
-        if not self.remaining:
-            return False
-        uplink = self.remaining.pop(0)
-        self.attempts.append(self.relay.attempt(self, uplink, now))
-        self.hedge_at = now + HEDGE_DELAY if self.remaining else None
-        self.relay.stack.arm(self)
-        return True
+        """Start an attempt on the next uplink that can; False when none is left."""
+        while self.remaining:
+            attempt = self.relay.attempt(self, self.remaining.pop(0), now)
+            if attempt is None:
+                continue
+            self.attempts.append(attempt)
+            self.hedge_at = now + HEDGE_DELAY if self.remaining else None
+            self.relay.stack.arm(self)
+            return True
+        return False
 
     # -- timer ----------------------------------------------------------------------------------
 
     def next_timeout(self) -> float | None:
-        """When the next uplink gets its chance."""
-        return self.hedge_at
+        """When the next uplink gets its chance, or all of them had theirs."""
+        return self.give_up_at if self.hedge_at is None else self.hedge_at
 
     def on_timeout(self, now: float) -> None:
-        """The uplinks tried so far stayed silent."""
-        self.hedge_at = None
-        for attempt in self.attempts:
-            attempt.uplink.unanswered(now)
-        self.try_next(now)
+        """The uplinks tried so far stayed silent: the server may be slow, or the path dead."""
+        if self.give_up_at is not None and now >= self.give_up_at:
+            self.relay.unreachable(self, Unreachable.HOST, now)
+        elif self.hedge_at is not None and now >= self.hedge_at:
+            self.hedge_at = None
+            self.try_next(now)
 
     def poll(self, now: float) -> None:
         """Nothing to send by itself."""
@@ -110,6 +125,7 @@ class Opening:
             self._attempt_failed(attempt, now)
             return
         attempt.uplink.answered(attempt.rtt())
+        self._suspect_earlier(attempt, now)
         if attempt.syn_data_eaten():
             attempt.uplink.ate_syn_data(now)
         if answer.reply.challenge:
@@ -118,6 +134,14 @@ class Opening:
             self._refused(answer.reply.error, now)
         else:
             self.relay.join(self, attempt, answer.rest, now)
+
+    def _suspect_earlier(self, answered: Attempt, now: float) -> None:
+        """What was tried before and is silent still is slower by ``HEDGE_DELAY`` or dead. That the
+        gateway is silent alone would say nothing: it answers when the server does."""
+        for attempt in self.attempts:
+            if attempt is answered:
+                return
+            attempt.uplink.unanswered(now)
 
     def _attempt_failed(self, attempt: Attempt, now: float) -> None:
         self.attempts.remove(attempt)
@@ -164,7 +188,8 @@ class LanRelay:
         self.flows: dict[Flow, None] = {}
         self._wall_clock = wall_clock
         self._owners: dict[ByteStream, Opening | Flow] = {}
-        self._openings = 0
+        self._openings: dict[bytes, int] = {}
+        self._opening = 0
         self._numbers = 0
         self.started = now
         stack.listener = self
@@ -178,15 +203,24 @@ class LanRelay:
 
     def on_syn(self, syn: Segment, now: float) -> None:
         """A LAN client opens a connection. One that offers MPTCP itself gets plain TCP."""
-        if self._openings >= MAX_OPENING or len(self.flows) >= MAX_FLOWS:
+        host = self._openings.get(syn.src, 0)
+        if (
+            self._opening >= MAX_OPENING
+            or host >= MAX_OPENING_PER_HOST
+            or len(self.flows) >= MAX_FLOWS
+        ):
             self.stack.counters.add("ListenOverflows")
             return
         lan = self.stack.open_passive(syn, now, mptcp=False)
         assert isinstance(lan, TcpConnection)
-        opening = Opening(self, syn, lan, preference(self.uplinks, now))
+        if lan.state is State.CLOSED:
+            return  # refused already, say for its MSS
+        opening = Opening(self, syn, lan, preference(self.uplinks, now), now)
         self._owners[lan] = opening
-        self._openings += 1
-        opening.try_next(now)
+        self._openings[syn.src] = host + 1
+        self._opening += 1
+        if not opening.try_next(now):
+            self.unreachable(opening, Unreachable.HOST, now)
 
     def on_stray(self, segment: Segment, now: float) -> bool:
         """A segment of a connection that does not exist (any more) gets a RST: after a restart
@@ -214,8 +248,11 @@ class LanRelay:
 
     # -- for Opening ----------------------------------------------------------------------------
 
-    def attempt(self, opening: Opening, uplink: UplinkHealth, now: float) -> Attempt:
-        """Open a connection to the gateway on ``uplink``, with the request in its SYN."""
+    def attempt(self, opening: Opening, uplink: UplinkHealth, now: float) -> Attempt | None:
+        """Open a connection to the gateway on ``uplink``, with the request in its SYN.
+
+        None if that uplink has no port left towards the gateway.
+        """
         challenge = uplink.challenge_at(now)
         request = self.client.request(
             opening.destination,
@@ -225,7 +262,13 @@ class LanRelay:
         )
         uplink.attempts += 1
         early = request if uplink.takes_syn_data(now) else b""
-        stream = self.stack.connect_mptcp(uplink.local_ip, self.gateway, now, early, uplink.name)
+        try:
+            stream = self.stack.connect_mptcp(
+                uplink.local_ip, self.gateway, now, early, uplink.name
+            )
+        except OSError as error:
+            log.warning("uplink %s: %s", uplink.name, error)
+            return None
         if not early:
             stream.send(request)
         self._owners[stream] = opening
@@ -271,9 +314,14 @@ class LanRelay:
     # -- private --------------------------------------------------------------------------------
 
     def _leave(self, opening: Opening, now: float, keep: Attempt | None = None) -> None:
-        opening.hedge_at = None
+        opening.hedge_at = opening.give_up_at = None
         self.stack.forget(opening)
-        self._openings -= 1
+        self._opening -= 1
+        host = opening.syn.src
+        if self._openings[host] > 1:
+            self._openings[host] -= 1
+        else:
+            del self._openings[host]
         self.disown(opening.lan)
         for attempt in opening.attempts:
             if attempt is not keep:
