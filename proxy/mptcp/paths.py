@@ -182,6 +182,7 @@ class Paths(Receiving):
             subflow.fin_due = True
             subflow.request_ack()
         self.path_manager.on_subflow_established(self, subflow, now)
+        self._relieve(subflow, now)
         self.host.wake(self)
 
     # -- trouble --------------------------------------------------------------------------------
@@ -198,6 +199,7 @@ class Paths(Receiving):
         if not subflow.stale:
             subflow.stale = True
             subflow.rto_backoff_cap = self.config.rto_backoff_cap
+            subflow.probe_soon(now)
             self._usable = None
             self.host.counters.add("MPTcpExtSubflowStale")
 
@@ -207,7 +209,14 @@ class Paths(Receiving):
         subflow.rto_backoff_cap = None
         self._usable = None
         self.host.counters.add("MPTcpExtSubflowRecover")
+        self._relieve(subflow, now)
         self.host.wake(self)
+
+    def _relieve(self, subflow: Subflow, now: float) -> None:
+        # It works, so what others have waited for in vain since their time-outs goes over it.
+        for other in self.subflows:
+            if other is not subflow and other.rto_count and not other.stale:
+                self.on_subflow_timeout(other, now)
 
     def _all_stale(self) -> None:
         # The last usable one is gone: what is stale is better than nothing.

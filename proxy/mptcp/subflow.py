@@ -449,6 +449,17 @@ class Subflow(SubflowCore):
         self.counters.add("MPTcpExtFallbackFailed")
         self.doom(REASON_MIDDLEBOX)
 
+    def _process_ack(self, seg: Segment, now: float) -> bool:
+        una = self.snd_una
+        if not super()._process_ack(seg, now):
+            return False
+        # A DATA_FIN fills the options of a peer's ACKs, so that no SACK block fits (SPC-01), and
+        # Linux repeats it in each. All that is left then is to count them (RFC 6582).
+        starved = seg.dss_flags >= 0 and seg.dss_flags & DSS_MAP and not seg.length
+        if starved and self.sack_permitted and self._flight and not self._sacked_bytes:
+            self._newreno((self.snd_una - una) & MASK, False, now)
+        return True
+
     # -- what TCP reports ---------------------------------------------------------------------
 
     def _on_acked(self, now: float) -> None:

@@ -203,6 +203,14 @@ class SubflowCore(TcpConnection):
         if self.state is State.ESTABLISHED or self.state is State.CLOSE_WAIT:
             self._send_probe_ack(now)
 
+    def probe_soon(self, now: float) -> None:
+        """The limit of the RTO's back-off has become smaller: do not wait out the old one."""
+        at = now + self._current_rto()
+        if self._flight and at < self._rto_at:
+            self._rto_at = at
+            self._schedule_loss_timer(now)
+            self._arm(now)
+
     def receive_rtt(self) -> float:
         """Round trip in seconds as a receiver or a sender sees it, the longer one."""
         return max(self.srtt, self._drs_rtt)

@@ -154,6 +154,7 @@ class Options:
     filter: Filter | None = None
     start: float = 1000.0
     manual_accept: bool = False
+    log: bool = False
 
 
 class MptcpPair:
@@ -194,7 +195,7 @@ class MptcpPair:
         self.server_app = server_app or App()
         self.filter = options.filter
         self.server: MptcpConnection | TcpConnection | None = None
-        self.wire_log: list[tuple[float, int, bool, bytes]] | None = None
+        self.wire_log: list[tuple[float, int, bool, bytes]] | None = [] if options.log else None
         self.steps = 0
         self._arrivals: list[tuple[float, int, bool, bytes]] = []
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
