@@ -164,6 +164,8 @@ class End:
             if room <= 0:
                 return
             count = min(room, plan.chunk, len(out) - self.written, plan.burst - self._in_burst)
+            if self.peer.read == self.written:
+                self.peer.progress_at = self.world.now  # it waits from now on
             conn.send(memoryview(out)[self.written : self.written + count])
             self.written += count
             self._in_burst += count

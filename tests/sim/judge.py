@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _WATCH = 0.25
 _LOOK_INTO = 64  # steps between two looks into the connections' memory
 _SLACK = 65536 + 65535  # a super-segment and the rounding of the window scale
-_PATIENCE = 10.0
+_PATIENCE = 2.5
 _PATIENCE_LOSSY = 40.0
 _LOSSY = 0.02
 MASK = 0xFFFFFFFF
@@ -26,12 +26,14 @@ MASK = 0xFFFFFFFF
 class _Watch:
     """What is known about the paths of one flow."""
 
-    __slots__ = ("dark_since", "longest", "stall")
+    __slots__ = ("dark_since", "longest", "paths", "paths_since", "stall")
 
     def __init__(self) -> None:
         self.dark_since: float | None = None
         self.longest = 0.0
         self.stall = 0.0  # the longest
+        self.paths: set[int] = set()
+        self.paths_since = 0.0
 
 
 class Judge:
@@ -68,12 +70,16 @@ class Judge:
     def _watch_flow(self, flow: Flow, watch: _Watch) -> None:
         now = self.world.now
         paths = self._eligible(flow)
+        if paths != watch.paths:
+            watch.paths = paths
+            watch.paths_since = now
         up_since = min(self.world.paths[index].up_since(now) for index in paths)
         if up_since > now:
             if watch.dark_since is None:
                 watch.dark_since = now
             watch.longest = max(watch.longest, now - watch.dark_since)
             return
+        up_since = max(up_since, watch.paths_since)
         watch.dark_since = None
         for end in (flow.client, flow.server):
             if end.choked():
