@@ -1,9 +1,9 @@
 """The state of one TCP connection and the hooks by which a subflow differs from plain TCP.
 
 ``TcpConnection`` is cut by noun into a chain of classes over this one state: ``core`` (state and
-hooks), ``output`` (build and send), ``rack``, ``scoreboard``, ``recovery``, ``timeouts``
-(acknowledgements and loss), ``receiver`` (incoming data), ``handshake`` (open), ``connection``
-(entry points, close, timers).
+hooks), ``segments`` (build), ``output`` (send), ``rack``, ``scoreboard``, ``recovery``,
+``timeouts`` (acknowledgements and loss), ``receiver`` (incoming data), ``handshake`` (open),
+``connection`` (entry points, close, timers).
 One object with slots holds everything: a segment costs no indirection, an idle connection a few
 kilobytes.
 """

@@ -1,39 +1,29 @@
-"""Building and sending: new data, retransmissions, ACKs, RSTs, pacing."""
+"""Sending: new data, retransmissions, pacing, and the timer that watches over them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.seg import build_header, timestamps_option
 from proxy.tcp.buffers import split_chunks
 from proxy.tcp.core import (
-    ACK,
-    ACK_NONE,
     ACK_NOW,
     CA_OPEN,
-    FIN,
     INFINITE,
     LOSS_TIMER_OFF,
     LOSS_TIMER_PERSIST,
     LOSS_TIMER_RTO,
     LOSS_TIMER_TLP,
     MASK,
-    PSH,
-    RST,
-    ConnectionCore,
 )
+from proxy.tcp.segments import Segments
 from proxy.tcp.states import State
 from proxy.tcp.transmission import Transmission
-from proxy.wire.tcp_options import sack_option
 
 if TYPE_CHECKING:
     from proxy.tcp.buffers import Buffer
 
 MAX_PAYLOAD = 65400
 """Largest super-segment: an IP packet of 65535 bytes less the longest headers."""
-HALF = 0x80000000
-PACE_SLACK = 0.004
-"""How much unused sending time may be made up for: timers of the loop are late by about 1 ms."""
 PACE_BURST = 0.001
 """A burst holds this many seconds of the rate (Linux: tcp_tso_autosize, sk_pacing_shift)."""
 MIN_PACED_RTT = 0.001
@@ -47,8 +37,8 @@ CLOSING = State.CLOSING
 LAST_ACK = State.LAST_ACK
 
 
-class Output(ConnectionCore):
-    """What leaves. Only ``poll`` sends data and ACKs; RSTs and challenge ACKs go at once."""
+class Output(Segments):
+    """When data leaves. Only ``poll`` sends data and ACKs; RSTs and challenge ACKs go at once."""
 
     __slots__ = ()
 
@@ -200,46 +190,6 @@ class Output(ConnectionCore):
         if self._stalled_since == INFINITE:
             self._stalled_since = now
         self._transmit(tx, count, now)
-
-    def _transmit(self, tx: Transmission, length: int, now: float) -> None:
-        """Build and hand over one (re)transmission."""
-        seq = tx.seq
-        fin = tx.fin
-        options = self._data_options(seq, length, fin)
-        if self.timestamps:
-            options = (
-                timestamps_option(
-                    (int(now * 1000.0) + self._ts_offset) & MASK,
-                    self._ts_recent if self._ts_recent >= 0 else 0,
-                )
-                + options
-            )
-        full_ack = True
-        reassembly = self._reassembly
-        if (reassembly is not None and reassembly.ranges) or self._dsack is not None:
-            sack = self._sack_blocks(40 - len(options))
-            full_ack = bool(sack)
-            options += sack
-        flags = ACK
-        if fin:
-            flags |= FIN | PSH
-        elif not self._unsent.size:
-            flags |= PSH
-        local = self.local
-        remote = self.remote
-        header = build_header(
-            local.ip, remote.ip, local.port, remote.port, seq, self.rcv_nxt, flags,
-            self._advertised_window() >> self.rcv_wscale, options, length, self.mss - len(options),
-        )  # fmt: skip
-        self.host.transmit([header, *tx.chunks])
-        rate = self.pacing_rate
-        if rate:
-            earliest = now - PACE_SLACK
-            start = self._pace_next
-            self._pace_next = (earliest if start < earliest else start) + length / rate
-        self._quick_acks = 0  # data flows our way too: ACKs may ride on it (Linux: pingpong)
-        if full_ack:
-            self._ack_was_sent()
 
     def _restart_after_idle(self, now: float) -> None:
         """RFC 5681 §4.1: a window that was not used lately says nothing about the path."""
@@ -403,123 +353,3 @@ class Output(ConnectionCore):
         pause = min(self.rto * (1 << min(self._probe_count, 20)), self.config.max_rto)
         self._loss_at = now + max(pause, self.config.min_rto)
         self._loss_kind = LOSS_TIMER_PERSIST
-
-    # -- ACK, RST -------------------------------------------------------------------------------
-
-    def _advertised_window(self) -> int:
-        """Bytes from ``rcv_nxt`` on that this segment promises, a multiple of the window scale.
-
-        Moves ``rcv_right``, never to the left (RFC 9293 §3.8.6.2.2).
-        """
-        rcv_nxt = self.rcv_nxt
-        current = (self.rcv_right - rcv_nxt) & MASK
-        if current >= HALF:
-            current = 0
-        window = self._receive_window()
-        shift = self.rcv_wscale
-        if window < current + self._rcv_mss and (
-            window <= current or 2 * (window - current) < self._rcv_buffer
-        ):
-            # No silly increase, and rounding must not take back what was promised; but rounding
-            # up again and again must not creep beyond the buffer either.
-            edge = (current + (1 << shift) - 1) >> shift << shift
-            if edge - window > 65536:
-                edge = current >> shift << shift
-        else:
-            edge = window >> shift << shift
-        if edge > 65535 << shift:
-            edge = 65535 << shift
-        if edge > current:
-            self.rcv_right = (rcv_nxt + edge) & MASK
-        return edge
-
-    def _ack_was_sent(self) -> None:
-        self._ack_state = ACK_NONE
-        self._ack_at = INFINITE
-        self._unacked_bytes = 0
-        self._last_ack_sent = self.rcv_nxt
-        self._dsack = None
-
-    def _sack_blocks(self, room: int) -> bytes:
-        if not self.sack_permitted or room < 12:
-            return b""
-        reassembly = self._reassembly
-        blocks = reassembly.blocks() if reassembly is not None else []
-        if self._dsack is not None:
-            blocks.insert(0, self._dsack)  # RFC 2883 §4: the first block
-        return sack_option(blocks, room)
-
-    def _ts_option(self, now: float) -> bytes:
-        if not self.timestamps:
-            return b""
-        return timestamps_option(
-            (int(now * 1000.0) + self._ts_offset) & MASK,
-            self._ts_recent if self._ts_recent >= 0 else 0,
-        )
-
-    def _send_ack(self, now: float) -> None:
-        """One pure ACK, with SACK blocks and what the subclass adds."""
-        self._ack_options_due = False
-        self._emit(self.snd_nxt, ACK, self._ts_option(now) + self._ack_options())
-        if self._quick_acks:
-            self._quick_acks -= 1
-
-    def _send_handshake_ack(self, now: float) -> None:
-        self._handshake_ack_due = False
-        self._emit(self.snd_nxt, ACK, self._ts_option(now) + self._handshake_ack_options())
-
-    def _emit(self, seq: int, flags: int, options: bytes) -> None:
-        """Send a segment without payload that acknowledges ``rcv_nxt``."""
-        if self._dsack is not None or (self._reassembly is not None and self._reassembly.ranges):
-            options += self._sack_blocks(40 - len(options))
-        self._send_bare(
-            seq, self.rcv_nxt, flags, self._advertised_window() >> self.rcv_wscale, options
-        )
-        self._ack_was_sent()
-
-    def _send_bare(self, seq: int, ack: int, flags: int, window: int, options: bytes) -> None:
-        local = self.local
-        remote = self.remote
-        header = build_header(
-            local.ip, remote.ip, local.port, remote.port, seq, ack, flags, window, options, 0, 0
-        )
-        self.host.transmit([header])
-
-    def _send_probe_ack(self, now: float) -> None:
-        """A segment just left of the window: the peer must answer it (keepalive, zero window)."""
-        self._emit((self.snd_una - 1) & MASK, ACK, self._ts_option(now) + self._ack_options())
-
-    def _send_reset(self, now: float) -> None:
-        """RST of a synchronized connection, acknowledging what was received."""
-        options = self._ts_option(now) + self._rst_options()
-        self._send_bare(self.snd_nxt, self.rcv_nxt, RST | ACK, 0, options)
-        self.counters.add("TcpOutRsts")
-
-    def _challenge_ack(self, now: float) -> None:
-        """RFC 5961 §3.2: an ACK that lets a genuine peer correct itself; limited per connection.
-
-        The limit is random, so that nobody can count it from outside (CVE-2016-5696).
-        """
-        if now >= self._challenge_until:
-            self._challenge_until = now + 1.0
-            self._challenge_left = 5 + self.host.rng.getrandbits(3)
-        if self._challenge_left <= 0:
-            self.counters.add("TCPACKSkippedChallenge")
-            return
-        self._challenge_left -= 1
-        self.counters.add("TCPChallengeACK")
-        self._emit(self.snd_nxt, ACK, self._ts_option(now) + self._ack_options())
-
-    def _reject(self, now: float, has_data: bool) -> None:
-        """Answer a segment outside the window by an ACK.
-
-        Without data at most every 500 ms: two confused ends would play ping-pong for ever
-        (Linux: tcp_invalid_ratelimit).
-        """
-        if has_data:
-            self._ack_state = ACK_NOW
-            self._wake()
-        elif now >= self._oow_ack_at:
-            self._oow_ack_at = now + 0.5
-            self._ack_state = ACK_NOW
-            self._wake()
