@@ -187,6 +187,8 @@ class TcpConnection(Handshake):
                 return
             if flags & ACK and seg.seq == self.irs and self.snd_una != self.iss:
                 self._handshake_ack_due = True  # our third ACK was lost
+                if self.timestamps and seg.ts_val >= 0:
+                    self._echo_repeated_syn(seg, now)
                 self._wake()
                 return
             self.counters.add("TCPSYNChallenge")
@@ -198,6 +200,12 @@ class TcpConnection(Handshake):
             if length and (self.rcv_nxt - seg.seq - length) & MASK < HALF:
                 self._duplicate(seg.seq, (seg.seq + length) & MASK)
             self._reject(now, length > 0 or flags & FIN > 0)
+
+    def _echo_repeated_syn(self, seg: Segment, now: float) -> None:
+        """Nothing came since the SYN-ACK: let its sender see which copy is answered."""
+        if self.rcv_nxt == (self.irs + 1 + len(self.syn_ack_payload)) & MASK:
+            self._ts_recent = seg.ts_val
+            self._ts_recent_at = now
 
     def _on_rst(self, seg: Segment, now: float) -> None:
         if self.state is TIME_WAIT:

@@ -231,14 +231,17 @@ class Handshake(Receiver):
             self._effective_mss, self.config.initial_window * self._effective_mss
         )
 
-    def _establish(self, ts_ecr: int, now: float) -> None:
-        """The handshake is complete: set up the senses of an established connection."""
+    def _establish(self, ts_ecr: int, prompt: bool, now: float) -> None:
+        """The handshake is complete: set up the senses of an established connection.
+
+        ``prompt``: what completes it answers our SYN at once, so it tells the round trip.
+        """
         self.state = State.ESTABLISHED
         self._set_mss()
         self._rcv_mss = min(self.mss, 1460)
         # After a repetition only the echo tells which SYN was answered (Karn).
         rtt = self._echo_rtt(ts_ecr, now) if self.rto_count else max(now - self._syn_at, 1e-6)
-        if rtt:
+        if rtt and prompt:
             self._on_rtt(rtt, now)
             self._drs_rtt = self.srtt
         self.rto_count = 0
@@ -316,7 +319,7 @@ class Handshake(Receiver):
         self.bytes_received += seg.length
         if not self._on_syn(seg, now) or self.state is not State.SYN_SENT:
             return
-        self._establish(seg.ts_ecr, now)
+        self._establish(seg.ts_ecr, True, now)
         self._wake()
         rest = self.syn_payload[acked:]
         if rest:
@@ -381,7 +384,8 @@ class Handshake(Receiver):
         )
         self._snd_wl1 = seg.seq
         self._snd_wl2 = seg.ack
-        self._establish(seg.ts_ecr, now)
+        # Data that completes it has come instead of a lost third ACK, whenever it was sent.
+        self._establish(seg.ts_ecr, not seg.length and not seg.flags & 1, now)
         if rest:
             self._on_syn_payload_unacked(rest, now)
         self._on_established(now)

@@ -55,3 +55,18 @@ def test_ack_on_data_of_the_peer_is_no_round_trip_after_a_black_out() -> None:
     stamps = timestamps_option(script.ts_val + 20_000, first.ts_val)
     script.inject("A", seq=1, ack=101, payload=b"repeated by the peer", options=stamps)
     assert script.conn.rto <= 2.0 * rto
+
+
+def test_data_that_completes_the_handshake_tells_no_round_trip() -> None:
+    script = Script.syn_received()
+    script.now += 0.9  # the third ACK was lost, this is what came after it, sent again
+    script.inject("A", seq=1, ack=1, payload=b"data")
+    assert script.conn.srtt == 0.0
+    assert script.conn.rto == script.conn.config.initial_rto
+
+
+def test_third_ack_again_echoes_the_repeated_syn_ack() -> None:
+    script = Script.established(timestamps=True)
+    script.ts_val += 1000
+    script.inject("SA", seq=0, ack=1, options=script.syn_options())
+    assert script.expect("A", seq=1, ack=1).ts_ecr == script.ts_val
