@@ -45,6 +45,7 @@ class End:
         self.done_at: float | None = None
         self.progress_at = world.now
         self.room_at = world.now
+        self.waited_for_since = world.now
         self._writing = False
         self._reading_paused = False
         self._read_waiting = False
@@ -166,6 +167,7 @@ class End:
             count = min(room, plan.chunk, len(out) - self.written, plan.burst - self._in_burst)
             if self.peer.read == self.written:
                 self.peer.progress_at = self.world.now  # it waits from now on
+                self.waited_for_since = self.world.now
             conn.send(memoryview(out)[self.written : self.written + count])
             self.written += count
             self._in_burst += count
@@ -194,6 +196,8 @@ class End:
             return
         self.finished = True
         self.peer.progress_at = self.world.now
+        if self.peer.read == self.written:
+            self.waited_for_since = self.world.now
         assert self.conn is not None
         self.world.log(f"{self.name} shuts down after {self.written} bytes")
         self.conn.shutdown_write()
@@ -252,7 +256,7 @@ class End:
         if bytes(piece) != self.peer.out[start:end]:
             self.world.judge_changed_bytes(self, start, bytes(piece))
         self.read = end
-        self.progress_at = self.peer.room_at = self.world.now
+        self.progress_at = self.peer.room_at = self.peer.waited_for_since = self.world.now
         if self.plan.speak == "data":
             self._write_on()
 

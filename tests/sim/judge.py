@@ -83,12 +83,12 @@ class Judge:
         watch.dark_since = None
         for end in (flow.client, flow.server):
             if end.choked():
-                stall = _stall(now, end.room_at, up_since)
+                stall = _stall(now, end.room_at, up_since, end.room_at)
                 if stall > self.patience:
                     raise Failure(f"{end.name} has no room to write for {stall:.1f} s")
             if not end.starved():
                 continue
-            stall = _stall(now, end.progress_at, up_since)
+            stall = _stall(now, end.progress_at, up_since, end.peer.waited_for_since)
             watch.stall = max(watch.stall, stall)
             if stall > self.patience:
                 raise Failure(
@@ -221,12 +221,13 @@ class Judge:
         return "no path worked for too long" if watch.longest >= limit else ""
 
 
-def _stall(now: float, progress_at: float, up_since: float) -> float:
+def _stall(now: float, progress_at: float, up_since: float, sent_at: float) -> float:
     """Seconds without progress that nothing excuses.
 
-    Time-outs double: the next try may come as late again as the paths were dead.
+    Time-outs double: the next try may come as late again as the paths were dead for what was
+    first sent at ``sent_at``.
     """
-    dead = max(up_since - progress_at, 0.0)
+    dead = max(up_since - sent_at, 0.0)
     return now - max(progress_at, up_since) - 1.2 * dead
 
 
