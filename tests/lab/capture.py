@@ -58,6 +58,8 @@ class Capture:
     def fields(self, display_filter: str, *names: str) -> list[list[str]]:
         """The named fields of each packet that matches."""
         options = [word for preference in PREFERENCES for word in ("-o", preference)]
+        # Payload is nobody's protocol here, whatever it looks like to a heuristic.
+        options += ["-d", "tcp.port==1-65535,data"]
         wanted = [word for name in names for word in ("-e", name)]
         done = subprocess.run(
             ["tshark", "-n", "-r", str(self.file), *options, "-Y", display_filter, "-T", "fields",
@@ -71,7 +73,9 @@ class Capture:
     def faults(self) -> list[str]:
         """One line for each packet that tshark finds malformed or whose checksum is wrong."""
         names = ("frame.number", "_ws.col.Info", "_ws.expert.message", "tcp.checksum.status")
-        return [" | ".join(values) for values in self.fields(FAULTS, *names)]
+        found = [" | ".join(values) for values in self.fields(FAULTS, *names)]
+        # The kernel writes a sum of zero as its other form; both are right (RFC 1624 §3).
+        return [line for line in found if "0xffff instead of 0x0000" not in line]
 
 
 @contextmanager

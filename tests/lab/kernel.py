@@ -224,6 +224,9 @@ class KernelLab:
                 (self.engine, [
                     f"route add {engine} dev {TUN}",
                     f"route add default via {kernel} dev e{index} table {table}",
+                    # To the peer's own addresses: by their links, where it expects them.
+                    *(f"route add {kernel_address(other, six)} dev e{other} table {table}"
+                      for other in (1, 2)),
                     f"rule add from {engine} lookup {table}",
                     f"rule add from {host} to {server} lookup {table}",
                     f"route add {server} via {kernel} dev e{index} metric {table}",
@@ -266,9 +269,13 @@ class KernelLab:
 
 @contextmanager
 def kernel_lab(*specs: LinkSpec) -> Iterator[KernelLab]:
-    """The lab for the length of the block; 20 Mbit/s with 10 ms on both links by default."""
+    """The lab for the length of the block; 20 Mbit/s with 10 ms on both links by default.
+
+    Their queues are deep: loss comes only where a test asks for it. (A subflow that still repairs
+    losses when the connection is closed at data level may rightly be reset.)
+    """
     with Namespaces() as namespaces:
-        yield KernelLab(namespaces, specs or [LinkSpec.symmetric(20, 10)] * 2)
+        yield KernelLab(namespaces, specs or [LinkSpec.symmetric(20, 10, queue_ms=400)] * 2)
 
 
 def silence(seconds: float) -> None:
