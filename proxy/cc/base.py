@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from proxy.cc.coupling import Coupling
+    from proxy.cc.sample import Sample
 
 UNLIMITED = 1 << 40
 """``ssthresh`` before the first congestion event: slow start has no end yet."""
@@ -16,11 +20,26 @@ class CongestionControl:
 
     ``cwnd`` and ``ssthresh`` are bytes. Loss detection, recovery (PRR) and undo belong to the
     connection; it tells what happened and reads ``cwnd`` afterwards.
+
+    There are two kinds. One with ``sample`` None is told by ``on_ack`` of what arrived while
+    nothing was being repaired. One that keeps a model of the path sets ``sample``: then the
+    connection fills it with the delivery rate and all else that it knows and calls
+    ``on_delivery`` for every ACK, in recovery too; its ``cwnd`` is obeyed as it is, without PRR.
     """
 
-    __slots__ = ("_prior_cwnd", "_prior_ssthresh", "cwnd", "initial_cwnd", "mss", "ssthresh")
+    __slots__ = (
+        "_prior_cwnd",
+        "_prior_ssthresh",
+        "cwnd",
+        "initial_cwnd",
+        "mss",
+        "sample",
+        "ssthresh",
+    )
 
     name: ClassVar[str] = ""
+    coupled: ClassVar[bool] = False
+    """True: the subflows of one connection look at each other; ``couple`` is called."""
 
     def __init__(self, mss: int, initial_cwnd: int) -> None:
         """``mss``: payload bytes of a full segment; ``initial_cwnd``: bytes (RFC 6928)."""
@@ -28,6 +47,7 @@ class CongestionControl:
         self.initial_cwnd = initial_cwnd
         self.cwnd = initial_cwnd
         self.ssthresh = UNLIMITED
+        self.sample: Sample | None = None
         self._prior_cwnd = 0
         self._prior_ssthresh = UNLIMITED
 
@@ -86,6 +106,39 @@ class CongestionControl:
             return 0.0
         return self.cwnd * (2.0 if self.cwnd < self.ssthresh else 1.2) / srtt
 
+    # -- controls with a model ------------------------------------------------------------------
+
+    def on_delivery(self, sample: Sample, now: float) -> None:
+        """An ACK that delivered something, or after which something is lost; see ``Sample``."""
+        raise NotImplementedError
+
+    def on_lost(self, length: int, tx_in_flight: int, tx_lost: int, app_limited: bool) -> None:
+        """``length`` bytes were found lost; before the ``on_delivery`` of the same ACK.
+
+        ``tx_in_flight``: bytes in flight just after they were sent; ``tx_lost``: bytes found lost
+        since then, they included.
+        """
+
+    # -- siblings, and change at run time -------------------------------------------------------
+
+    def couple(self, coupling: Coupling) -> None:
+        """Be one of several subflows of a connection; only called if ``coupled``."""
+
+    def release(self) -> None:
+        """The connection has ended or goes on under another control."""
+
+    def handover(self) -> tuple[int, int]:
+        """``cwnd`` and ``ssthresh`` for another control that takes over."""
+        return self.cwnd, self.ssthresh
+
+    def take_over(self, cwnd: int, ssthresh: int, srtt: float, min_rtt: float, rate: float) -> None:
+        """Go on where another control has been; before any other call but ``__init__``.
+
+        ``srtt`` and ``min_rtt`` in seconds, ``rate``: delivered bytes per second; 0 if unknown.
+        """
+        self.cwnd = max(cwnd, self.mss)
+        self.ssthresh = ssthresh
+
     def _save(self) -> None:
         self._prior_cwnd = self.cwnd
         self._prior_ssthresh = self.ssthresh
@@ -94,7 +147,14 @@ class CongestionControl:
 Factory = Callable[[int, int], CongestionControl]
 
 ENTRY_POINTS = "mptcp_proxy.congestion_controls"
-_BUILT_IN = {"reno": "proxy.cc.reno:Reno", "cubic": "proxy.cc.cubic:Cubic"}
+_BUILT_IN = {
+    "balia": "proxy.cc.balia:Balia",
+    "bbr": "proxy.cc.bbr:Bbr",
+    "cubic": "proxy.cc.cubic:Cubic",
+    "lia": "proxy.cc.lia:Lia",
+    "olia": "proxy.cc.olia:Olia",
+    "reno": "proxy.cc.reno:Reno",
+}
 _registry: dict[str, Factory] = {}
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from proxy.cc.base import create as create_congestion_control
 from proxy.mptcp.notes import MAX_NOTES, Fallback, Note
 from proxy.mptcp.receive import DataReceiver
 from proxy.mptcp.send import DataSender
@@ -22,6 +23,7 @@ from proxy.tcp.events import Failure
 from proxy.tcp.states import State
 
 if TYPE_CHECKING:
+    from proxy.cc.coupling import Coupling
     from proxy.mptcp.config import MptcpConfig
     from proxy.mptcp.host import MptcpHost
     from proxy.mptcp.keys import Key
@@ -44,6 +46,13 @@ def subflow_config(config: TcpConfig, time_wait: float) -> TcpConfig:
     port, and ports are random; with hundreds of connections a second it would hold most memory.
     """
     return replace(config, time_wait=time_wait)
+
+
+@lru_cache(maxsize=16)
+def congestion_config(config: TcpConfig, name: str) -> TcpConfig:
+    """``config`` with another congestion control; KeyError for an unknown name."""
+    create_congestion_control(name, 1, 1)
+    return replace(config, congestion_control=name)
 
 
 class ConnectionCore:
@@ -78,6 +87,7 @@ class ConnectionCore:
         "checksum_seen",
         "config",
         "contiguous",
+        "coupling",
         "doomed",
         "eof",
         "error",
@@ -150,6 +160,7 @@ class ConnectionCore:
 
     def _init_paths(self) -> None:
         self.subflows: list[Subflow] = []
+        self.coupling: Coupling | None = None
         self.doomed: list[SubflowCore] = []
         self.initial: Subflow | None = None
         self.path_manager: PathManager = self.host.path_manager()

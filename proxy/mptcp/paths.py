@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from proxy.cc.coupling import Coupling
 from proxy.mptcp import keys
-from proxy.mptcp.connection_core import INFINITE
+from proxy.mptcp.connection_core import INFINITE, congestion_config
 from proxy.mptcp.notes import Fallback, Note
 from proxy.mptcp.receiving import Receiving
 from proxy.mptcp.signals import Signals
@@ -19,6 +20,7 @@ from proxy.wire.mptcp_options import (
     REASON_MPTCP,
     REASON_PERFORMANCE,
     REASON_PROHIBITED,
+    REASON_RESOURCES,
     AddAddr,
     MpJoinSyn,
     MptcpOption,
@@ -74,8 +76,28 @@ class Paths(Receiving):
         )
         self.subflows.append(subflow)
         self._usable = None
+        self._couple(subflow)
         self.host.register(subflow)
         return subflow
+
+    def _couple(self, subflow: Subflow) -> None:
+        # CC-01: the congestion controls of one connection may look at each other.
+        if subflow.congestion.coupled:
+            if self.coupling is None:
+                self.coupling = Coupling()
+            subflow.congestion.couple(self.coupling)
+
+    def set_congestion_control(self, name: str) -> None:
+        """Change the congestion control of all subflows, also of those to come.
+
+        KeyError for an unknown name; nothing is changed then.
+        """
+        self.tcp_config = congestion_config(self.tcp_config, name)
+        for subflow in self.subflows:
+            before = subflow.congestion
+            subflow.set_congestion_control(name, self._now)
+            if subflow.congestion is not before:
+                self._couple(subflow)
 
     def open_subflow(
         self,
@@ -117,11 +139,18 @@ class Paths(Receiving):
             return
         if join.backup:
             self.host.counters.add("MPTcpExtMPJoinSynBackupRx")
+        if syn.dport != self.local.port:
+            self.host.counters.add("MPTcpExtMPJoinPortSynRx")
         if not self._joinable():
             self.host.reset(syn, now, MpTcprst(REASON_MPTCP).build())
             return
         half_open = sum(1 for s in self.subflows if not s.active and s.state in _OPENING)
-        if half_open >= self.config.max_half_open_joins or not self.may_join(now, None):
+        if half_open >= self.config.max_half_open_joins:
+            # Before any HMAC is computed (RFC 7430 §4.1); a later try may find room.
+            self.host.counters.add("MPTcpExtMPJoinRejected")
+            self.host.reset(syn, now, MpTcprst(REASON_RESOURCES, transient=True).build())
+            return
+        if not self.may_join(now, None):
             self.host.counters.add("MPTcpExtMPJoinRejected")
             self.host.reset(syn, now, MpTcprst(REASON_PROHIBITED, transient=True).build())
             return
@@ -196,7 +225,8 @@ class Paths(Receiving):
         if not others:
             return
         self.reinject_all(subflow)
-        if not subflow.stale:
+        limit = self.config.stale_loss_cnt
+        if not subflow.stale and 0 < limit <= max(subflow.rto_count, 1):
             subflow.stale = True
             subflow.rto_backoff_cap = self.config.rto_backoff_cap
             subflow.probe_soon(now)
@@ -236,13 +266,18 @@ class Paths(Receiving):
         return any(s is not subflow for s in self.usable_subflows())
 
     def close_subflow(self, subflow: Subflow, now: float) -> None:
-        """Close one subflow; what it has not delivered goes over others."""
+        """Close one subflow at our own wish; what it has not delivered goes over others."""
+        if not (subflow.closing or subflow.doomed):
+            self.host.counters.add("MPTcpExtRmSubflow")
+            self.finish_subflow(subflow, now)
+
+    def finish_subflow(self, subflow: Subflow, now: float) -> None:
+        """Close one subflow, whoever wants it."""
         if subflow.closing or subflow.doomed:
             return
         self.reinject_all(subflow)
         subflow.closing = True
         self._usable = None
-        self.host.counters.add("MPTcpExtRmSubflow")
         if subflow.stale or not subflow.fully_established or subflow.state in _OPENING:
             self.reset_subflow(subflow, REASON_PERFORMANCE, now)
         else:
@@ -272,7 +307,7 @@ class Paths(Receiving):
         if self.state is State.CLOSED or subflow.closing:
             subflow.close(now)
         elif self.may_close(subflow):
-            self.close_subflow(subflow, now)
+            self.finish_subflow(subflow, now)
         else:
             # Nothing else is left: keep it for sending until the data is through.
             self._usable = None
@@ -282,6 +317,7 @@ class Paths(Receiving):
         if subflow not in self.subflows:
             return
         self.subflows.remove(subflow)
+        subflow.congestion.release()
         subflow.detached = True
         if subflow.due and subflow.state is not State.CLOSED:
             self.host.wake(subflow)

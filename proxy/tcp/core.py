@@ -82,7 +82,8 @@ class ConnectionCore:
         "_rack_at", "_rack_end", "_rack_rtt", "_rack_fack", "_rack_reordering", "_rack_mult",
         "_rack_persist", "_rack_round", "_rack_dsack",
         # delivery rate sampling
-        "_delivered", "_delivered_at", "_rate_sent_at", "delivery_rate",
+        "_delivered", "_delivered_at", "_rate_sent_at", "delivery_rate", "_bubble_end",
+        "_lost_total", "_lost_told",
         # pacing
         "pacing_rate", "_pace_next",
         # receiving
@@ -202,6 +203,8 @@ class ConnectionCore:
         self._delivered_at = self._rate_sent_at = 0.0
         self.pacing_rate = 0.0
         self.delivery_rate = 0.0
+        self._bubble_end = -1  # what is sent until this much is delivered is app-limited
+        self._lost_total = self._lost_told = 0
         self._pace_next = 0.0
         self.rto_count = self._probe_count = self._keepalive_sent = 0
         self.last_received = self.last_progress = 0.0

@@ -131,3 +131,7 @@ class Rack(Output):
         tx.lost = True
         self._lost_bytes += length
         self.bytes_in_flight -= length
+        self._lost_total = total = self._lost_total + length
+        congestion = self.congestion
+        if congestion.sample is not None:
+            congestion.on_lost(length, tx.in_flight, total - tx.lost_before, tx.app_limited)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from proxy.cc.base import create
 from proxy.tcp.core import (
     CA_LOSS,
     CA_OPEN,
@@ -16,6 +17,7 @@ from proxy.tcp.rack import DUP_THRESHOLD, HALF
 from proxy.tcp.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
+    from proxy.cc.sample import Sample
     from proxy.seg import Segment
     from proxy.tcp.transmission import Transmission
 
@@ -95,12 +97,15 @@ class Recovery(Scoreboard):
         self._progress(advance, now)
         congestion = self.congestion
         limited = (self._limited_until - ack + advance) & MASK
-        if self.cwnd < self.ssthresh:
-            app_limited = in_flight * 2 < self.cwnd and not 0 < limited < HALF
+        if congestion.sample is not None:
+            self._tell_model(congestion.sample, advance, 0 < limited < HALF, rtt, now)
         else:
-            app_limited = not 0 < limited < HALF
-        congestion.on_ack(advance, rtt, now, after, app_limited)
-        self._take_congestion_window()
+            if self.cwnd < self.ssthresh:
+                app_limited = in_flight * 2 < self.cwnd and not 0 < limited < HALF
+            else:
+                app_limited = not 0 < limited < HALF
+            congestion.on_ack(advance, rtt, now, after, app_limited)
+            self._take_congestion_window()
         if self._flight:
             self._rto_at = now + self.rto
         self._schedule_loss_timer(now)
@@ -170,7 +175,11 @@ class Recovery(Scoreboard):
         if delivered:
             self._delivered_at = now
         if acked:
-            self._sample_rate(acked[-1], now)
+            newest = acked[-1]
+            for tx in acked:
+                if tx.delivered > newest.delivered:
+                    newest = tx
+            self._sample_rate(newest, now)
         if dsack:
             self._on_dsack(seg.sack[0], una)
         blackout = self.rto_count >= 2 and advance > 0
@@ -204,7 +213,12 @@ class Recovery(Scoreboard):
             window = max(self._blackout_cwnd, congestion.initial_cwnd)
             congestion.restore(congestion.initial_cwnd, window)
             self._take_congestion_window()
-        if state == CA_OPEN:
+        if congestion.sample is not None:
+            if state == CA_OPEN and self._lost_bytes:
+                self._enter_recovery(delivered, now)
+            limited = (self._limited_until - una + advance) & MASK
+            self._tell_model(congestion.sample, delivered, 0 < limited < HALF, rtt, now)
+        elif state == CA_OPEN:
             if self._lost_bytes:
                 self._enter_recovery(delivered, now)
                 self._prr(delivered, advance, lost)
@@ -220,6 +234,45 @@ class Recovery(Scoreboard):
         elif delivered and not blackout:
             congestion.on_ack(delivered, rtt, now, self.bytes_in_flight, False)
             self._take_congestion_window()
+
+    def _tell_model(
+        self, sample: Sample, delivered: int, limited: bool, rtt: float, now: float
+    ) -> None:
+        """One ACK for a congestion control that keeps a model of the path."""
+        if not delivered:
+            sample.prior = -1
+            sample.rate = 0.0
+        sample.acked = delivered
+        sample.lost = self._lost_total - self._lost_told
+        self._lost_told = self._lost_total
+        sample.rtt = rtt
+        sample.in_flight = self.bytes_in_flight
+        sample.delivered = self._delivered
+        sample.recovering = self._ca_state != CA_OPEN
+        sample.limited = limited
+        self.congestion.on_delivery(sample, now)
+        self._take_congestion_window()
+
+    def set_congestion_control(self, name: str, now: float) -> None:
+        """Go on under another control with the window that there is; KeyError if unknown.
+
+        A repair that is under way is finished in the manner of the new one.
+        """
+        old = self.congestion
+        if old.name == name:
+            return
+        new = create(name, old.mss, old.initial_cwnd)
+        cwnd, ssthresh = old.handover()
+        least = 0.0 if self.min_rtt == INFINITE else self.min_rtt
+        new.take_over(cwnd, ssthresh, self.srtt, least, self.delivery_rate)
+        old.release()
+        self.congestion = new
+        self._lost_told = self._lost_total
+        if self._ca_state == CA_OPEN or new.sample is not None:
+            self._take_congestion_window()
+        else:
+            self.ssthresh = new.ssthresh
+        self._wake()
 
     def _enter_recovery(self, delivered: int, now: float) -> None:
         """The first loss of a window (RFC 6675 §5, RFC 6937)."""
@@ -238,6 +291,9 @@ class Recovery(Scoreboard):
 
     def _prr(self, delivered: int, advance: int, lost: bool) -> None:
         """Proportional rate reduction (RFC 6937 §3, with the safe bound of its revision)."""
+        if self.congestion.sample is not None:
+            self._take_congestion_window()
+            return
         self._prr_delivered += delivered
         pipe = self.bytes_in_flight
         ssthresh = self.ssthresh

@@ -72,10 +72,18 @@ class Scoreboard(Rack):
         """Delivery rate by the draft-cheng-iccrg-delivery-rate-estimation."""
         interval = max(now - tx.delivered_at, tx.sent_at - tx.rate_sent_at)
         self._rate_sent_at = tx.sent_at
+        rate = 0.0
         if interval > 0.0 and interval >= self.min_rtt:
             rate = (self._delivered - tx.delivered) / interval
             if rate > self.delivery_rate or not tx.app_limited:
                 self.delivery_rate = rate
+        sample = self.congestion.sample
+        if sample is not None:
+            sample.rate = rate
+            sample.prior = tx.delivered
+            sample.app_limited = tx.app_limited
+            sample.tx_in_flight = tx.in_flight
+            sample.tx_lost = self._lost_total - tx.lost_before
 
     def _dsack_in(self, seg: Segment, una: int) -> bool:
         """Does the first SACK block report a duplicate (RFC 2883 §4)?"""

@@ -12,12 +12,14 @@ class Transmission:
     """Bytes ``seq`` to ``end`` (FIN counts one) as they were last sent.
 
     It owns its payload, so that a retransmission needs no look-up. ``sacked`` and ``lost``
-    exclude each other; neither = in the pipe.
+    exclude each other; neither = in the pipe. ``in_flight``, ``lost_before``: the connection's
+    bytes in flight with it and its bytes ever lost when it was sent, for delivery samples.
     """
 
     __slots__ = (
         "app_limited", "chunks", "delivered", "delivered_at", "end", "fin", "first_sent",
-        "lost", "rate_sent_at", "retransmitted", "sacked", "sent_at", "seq",
+        "in_flight", "lost", "lost_before", "rate_sent_at", "retransmitted", "sacked", "sent_at",
+        "seq",
     )  # fmt: skip
 
     def __init__(self, seq: int, end: int, chunks: list[Buffer], fin: bool, now: float) -> None:
@@ -34,3 +36,5 @@ class Transmission:
         self.delivered_at = now
         self.rate_sent_at = now
         self.app_limited = False
+        self.in_flight = 0
+        self.lost_before = 0
