@@ -15,7 +15,7 @@ from proxy.tcp.core import (
     LOSS_TIMER_TLP,
     MASK,
 )
-from proxy.tcp.segments import Segments
+from proxy.tcp.segments import PACE_SLACK, Segments
 from proxy.tcp.states import State
 from proxy.tcp.transmission import Transmission
 
@@ -102,6 +102,13 @@ class Output(Segments):
         if not flight:
             self._restart_after_idle(now)
         rate = self.pacing_rate
+        if (
+            self._pace_next + PACE_SLACK < now
+            and (self._limited_until - self.snd_nxt) & MASK > 1
+            and self._delivered
+        ):
+            # Neither window nor pacing held back the sender: there was nothing to send.
+            self._bubble_end = self._delivered + self.bytes_in_flight
         sent = False
         while True:
             size = unsent.size
@@ -180,10 +187,12 @@ class Output(Segments):
             self._delivered_at = self._rate_sent_at = now
         tx.delivered_at = self._delivered_at
         tx.rate_sent_at = self._rate_sent_at
-        tx.app_limited = not unsent.size
+        tx.app_limited = self._delivered <= self._bubble_end
         self._flight.append(tx)
         self.snd_nxt = end
         self.bytes_in_flight += count + 1 if fin else count
+        tx.in_flight = self.bytes_in_flight
+        tx.lost_before = self._lost_total
         self.bytes_sent += count
         if fin:
             self._fin_sent = True
@@ -272,6 +281,9 @@ class Output(Segments):
         tx.delivered = self._delivered
         tx.delivered_at = self._delivered_at
         tx.rate_sent_at = self._rate_sent_at
+        tx.app_limited = self._delivered <= self._bubble_end
+        tx.in_flight = self.bytes_in_flight
+        tx.lost_before = self._lost_total
         self._prr_out += length
         if self._undo_marker >= 0:
             self._undo_bytes += length
@@ -295,6 +307,8 @@ class Output(Segments):
         other.delivered_at = tx.delivered_at
         other.rate_sent_at = tx.rate_sent_at
         other.app_limited = tx.app_limited
+        other.in_flight = tx.in_flight
+        other.lost_before = tx.lost_before
         tx.chunks = head
         tx.end = middle
         tx.fin = False
