@@ -201,6 +201,10 @@ def _policy(table: Table, key: str) -> object:
     return table.name(key, _POLICY, "the name of a policy")
 
 
+def _one_of(*names: str) -> _Reader:
+    return lambda table, key: table.choice(key, names)
+
+
 _BUFFER = _int(4096, 1 << 30)
 
 # The names are those of TcpConfig's fields; seconds and bytes.
@@ -223,6 +227,7 @@ TCP_KEYS: dict[str, _Reader] = {
     "timestamps": _bool,
     "sack": _bool,
     "window_scale": _bool,
+    "ecn": _one_of("off", "passive", "on"),
     "mtu4": _int(576, 65535),
     "mtu6": _int(1280, 65535),
     "time_wait": _num(0, 600),

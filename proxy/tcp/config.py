@@ -29,6 +29,8 @@ class TcpConfig:
     timestamps: bool = True
     sack: bool = True
     window_scale: bool = True
+    ecn: str = "passive"
+    """``off``, ``passive`` (if the peer asks) or ``on`` (ask): ``tcp_ecn`` 0, 2 and 1."""
     mtu4: int = 1500
     mtu6: int = 1500
     time_wait: float = 60.0

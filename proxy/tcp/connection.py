@@ -131,6 +131,8 @@ class TcpConnection(Handshake):
             return
         if not self._process_ack(seg, now) or self.state is CLOSED:
             return
+        if self.ecn:
+            self._on_ecn(seg, now)
         length = seg.length
         if length or flags & FIN:
             if self._closed_by_app and length and state is not TIME_WAIT:

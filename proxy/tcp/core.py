@@ -1,7 +1,7 @@
 """The state of one TCP connection and the hooks by which a subflow differs from plain TCP.
 
 ``TcpConnection`` is cut by noun into a chain of classes over this one state: ``core`` (state and
-hooks), ``segments`` (build), ``output`` (send), ``rack``, ``scoreboard``, ``recovery``,
+hooks), ``segments`` (build), ``output`` (send), ``rack``, ``scoreboard``, ``recovery``, ``ecn``,
 ``timeouts`` (acknowledgements and loss), ``receiver`` (incoming data), ``handshake`` (open),
 ``connection`` (entry points, close, timers).
 One object with slots holds everything: a segment costs no indirection, an idle connection a few
@@ -36,6 +36,11 @@ SYN = 2
 RST = 4
 PSH = 8
 ACK = 16
+ECE = 64
+CWR = 128
+
+ECT_0 = 2
+"""The codepoint of the IP header by which a sender says that it understands marks."""
 
 # What ``_loss_at`` stands for: at most one of these runs at a time (RFC 8985 §7.2).
 LOSS_TIMER_OFF = 0
@@ -78,6 +83,8 @@ class ConnectionCore:
         "congestion", "cwnd", "ssthresh", "_ca_state", "_recovery_point",
         "_prr_delivered", "_prr_out", "_prr_flight", "_undo_marker", "_undo_bytes",
         "_undo_sent", "_blackout_cwnd", "_tlp_end", "_tlp_is_retransmission", "_dup_acks",
+        # ECN (RFC 3168): ``ecn`` is what new data says in the IP header, 0 if not agreed on
+        "ecn", "_ecn_asked", "_ecn_echo", "_cwr_due", "_reduced_at",
         # RACK (RFC 8985)
         "_rack_at", "_rack_end", "_rack_rtt", "_rack_fack", "_rack_reordering", "_rack_mult",
         "_rack_persist", "_rack_round", "_rack_dsack",
@@ -159,6 +166,9 @@ class ConnectionCore:
         self._syn_tries = 0
         self._syn_at = 0.0
         self._handshake_ack_due = False
+        self.ecn = self._ecn_echo = 0
+        self._ecn_asked = self._cwr_due = False
+        self._reduced_at = 0  # `bytes_sent` when the window was last reduced
 
     def _init_sender(self) -> None:
         self._unsent = SendQueue()

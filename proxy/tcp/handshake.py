@@ -9,6 +9,8 @@ from proxy.seg import build_header
 from proxy.tcp.core import (
     ACK,
     ACK_NOW,
+    CWR,
+    ECE,
     INFINITE,
     LOSS_TIMER_OFF,
     LOSS_TIMER_SYN,
@@ -89,11 +91,17 @@ class Handshake(Receiver):
         options = self._syn_segment_options(
             now, self.rcv_wscale if self.config.window_scale else -1
         )
-        self._send_handshake(self.iss, 0, SYN, options, payload)
+        flags = SYN
+        if self.config.ecn == "on" and not self._syn_tries:
+            # Once only: some paths drop such SYNs (RFC 3168 §6.1.1.1).
+            self._ecn_asked = True
+            flags |= ECE | CWR
+        self._send_handshake(self.iss, 0, flags, options, payload)
 
     def _send_syn_ack(self, now: float, payload: bytes = b"") -> None:
         options = self._syn_segment_options(now, self.rcv_wscale if self._scaling() else -1)
-        self._send_handshake(self.iss, self.rcv_nxt, SYN | ACK, options, payload)
+        flags = SYN | ACK | ECE if self.ecn else SYN | ACK
+        self._send_handshake(self.iss, self.rcv_nxt, flags, options, payload)
         self._last_ack_sent = self.rcv_nxt
         self.rcv_right = (self.rcv_nxt + self._syn_window()) & MASK
 
@@ -214,6 +222,7 @@ class Handshake(Receiver):
             self.rcv_wscale = 0
         self.sack_permitted = config.sack and seg.sack_permitted
         self.timestamps = config.timestamps and seg.ts_val >= 0
+        self._negotiate_ecn(seg)
         if self.timestamps:
             self._ts_recent = seg.ts_val
             self._ts_recent_at = self._syn_at
@@ -367,6 +376,8 @@ class Handshake(Receiver):
         if self.timestamps and seg.ts_val >= 0 and not (seg.ts_val - self._ts_recent) & HALF:
             self._ts_recent = seg.ts_val
             self._ts_recent_at = now
+        if self.ecn:
+            self._on_ecn(seg, now)
         if seg.length or flags & 1:
             self._process_data(seg, now)
             self._wake()

@@ -285,7 +285,10 @@ class Recovery(Scoreboard):
         self._prr_delivered = self._prr_out = 0
         self._prr_flight = ((self.snd_nxt - self.snd_una) & MASK) - self._sacked_bytes + delivered
         self._blackout_cwnd = max(self.congestion.cwnd, self._blackout_cwnd)
-        self.congestion.on_congestion(now)
+        if not self.ecn or self.bytes_acked >= self._reduced_at:
+            self.congestion.on_congestion(now)  # else a mark has said so in this window already
+        self._reduced_at = self.bytes_sent
+        self._cwr_due = True
         self._take_congestion_window()
         self.counters.add("TCPSackRecovery")
 

@@ -9,6 +9,7 @@ from proxy.tcp.core import (
     ACK,
     ACK_NONE,
     ACK_NOW,
+    CWR,
     FIN,
     INFINITE,
     MASK,
@@ -50,7 +51,13 @@ class Segments(ConnectionCore):
             sack = self._sack_blocks(40 - len(options))
             full_ack = bool(sack)
             options += sack
-        flags = ACK
+        flags = ACK | self._ecn_echo
+        tos = 0
+        if self.ecn and length and not tx.retransmitted:
+            tos = self.ecn  # RFC 3168 §6.1.5: new data only
+            if self._cwr_due:
+                self._cwr_due = False
+                flags |= CWR
         if fin:
             flags |= FIN | PSH
         elif not self._unsent.size:
@@ -60,6 +67,7 @@ class Segments(ConnectionCore):
         header = build_header(
             local.ip, remote.ip, local.port, remote.port, seq, self.rcv_nxt, flags,
             self._advertised_window() >> self.rcv_wscale, options, length, self.mss - len(options),
+            tos,
         )  # fmt: skip
         self.host.transmit([header, *tx.chunks])
         rate = self.pacing_rate
@@ -138,8 +146,9 @@ class Segments(ConnectionCore):
         if self._dsack is not None or (self._reassembly is not None and self._reassembly.ranges):
             options += self._sack_blocks(40 - len(options))
         self._send_bare(
-            seq, self.rcv_nxt, flags, self._advertised_window() >> self.rcv_wscale, options
-        )
+            seq, self.rcv_nxt, flags | self._ecn_echo,
+            self._advertised_window() >> self.rcv_wscale, options,
+        )  # fmt: skip
         self._ack_was_sent()
 
     def _send_bare(self, seq: int, ack: int, flags: int, window: int, options: bytes) -> None:

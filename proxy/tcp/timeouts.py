@@ -15,11 +15,11 @@ from proxy.tcp.core import (
     LOSS_TIMER_TLP,
     MASK,
 )
+from proxy.tcp.ecn import Ecn
 from proxy.tcp.events import Failure
-from proxy.tcp.recovery import Recovery
 
 
-class Timeouts(Recovery):
+class Timeouts(Ecn):
     """Timers of the send side."""
 
     __slots__ = ()
@@ -58,6 +58,8 @@ class Timeouts(Recovery):
                 self._undo_bytes = 0
                 self._undo_sent = False
                 congestion.on_rto(now)
+                self._reduced_at = self.bytes_sent
+                self._cwr_due = True
             else:
                 self._undo_marker = -1
         self.rto_count += 1

@@ -26,7 +26,7 @@ LOCAL = Address(b"\x0a\x00\x00\x01", 40000)
 REMOTE = Address(b"\x0a\x00\x00\x02", 80)
 REMOTE_ISN = 0xFFFFF000  # close to the wrap on purpose
 MASK = 0xFFFFFFFF
-FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32}
+FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32, "E": 64, "W": 128}
 CONFIG = TcpConfig(timestamps=False, pacing=False, delayed_ack=0.04)
 
 
@@ -134,7 +134,7 @@ class Script:
 
     def segment(
         self, flags: str, seq: int, ack: int = 0, payload: bytes = b"", window: int = 60_000,
-        options: bytes = b"", sack: tuple[tuple[int, int], ...] = (),
+        options: bytes = b"", sack: tuple[tuple[int, int], ...] = (), tos: int = 0,
     ) -> Segment:  # fmt: skip
         """A segment of the peer, built as bytes and parsed as it would be from the wire."""
         if sack:
@@ -143,7 +143,7 @@ class Script:
         bits = flag_bits(flags)
         header = build_header(
             REMOTE.ip, LOCAL.ip, REMOTE.port, LOCAL.port, (seq + REMOTE_ISN) & MASK,
-            self.absolute(ack) if bits & 16 else 0, bits, window, options, len(payload), 0,
+            self.absolute(ack) if bits & 16 else 0, bits, window, options, len(payload), 0, tos,
         )  # fmt: skip
         return parse(header + payload)
 
