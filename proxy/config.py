@@ -237,11 +237,14 @@ TCP_KEYS: dict[str, _Reader] = {
 
 # The names are those of MptcpConfig's fields and of the kernel's net.mptcp sysctls.
 MPTCP_KEYS: dict[str, _Reader] = {
+    "enabled": _bool,
     "scheduler": _policy,
     "checksum_enabled": _bool,
     "allow_join_initial_addr_port": _bool,
     "add_addr_timeout": _num(0, 86400),
+    "blackhole_timeout": _num(0, 86400 * 365),
     "close_timeout": _num(0, 86400),
+    "stale_loss_cnt": _int(0, 127),
     "syn_retrans_before_tcp_fallback": _int(0, 255),
 }
 

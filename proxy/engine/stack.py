@@ -16,6 +16,7 @@ from proxy.engine.demux import Demux
 from proxy.engine.rate import TokenBucket
 from proxy.engine.timers import Timers
 from proxy.errors import CodecError
+from proxy.mptcp.blackhole import Blackhole
 from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
 from proxy.mptcp.subflow import Subflow
@@ -73,6 +74,7 @@ class Stack:
         self.mptcp_config = mptcp_config or MptcpConfig()
         self.counters = CounterTable()
         self.tokens: dict[int, MptcpConnection] = {}
+        self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.local_addresses: Sequence[Endpoint] = ()
         self.path_manager: Callable[[], PathManager] = path_manager_factory("passive")
         # Bytes sent and received by the subflows of each uplink that are gone.

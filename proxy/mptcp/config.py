@@ -14,7 +14,12 @@ class MptcpConfig:
     ``allow_join_initial_addr_port``    False sets flag C of MP_CAPABLE
     ``syn_retrans_before_tcp_fallback`` SYN retransmissions that still carry MP_CAPABLE
     ``add_addr_timeout``                longest wait before an ADD_ADDR is repeated; 0: never repeat
+    ``blackhole_timeout``               no MPTCP for so long on a path that swallows SYNs with
+                                        MP_CAPABLE, doubled each time; 0: always try it
     ``close_timeout``                   how long a connection lives without any subflow
+    ``stale_loss_cnt``                  time-outs in a row that make a subflow stale, so that it
+                                        only probes while others work; 0: never (the kernel
+                                        counts its own, shorter intervals, by default 4)
     ``time_wait``                       TIME-WAIT of a subflow after a clean close
     ``subflows``                        additional subflows of a connection, both directions counted
     ``add_addr_accepted``               announced addresses that may be joined
@@ -29,7 +34,9 @@ class MptcpConfig:
     allow_join_initial_addr_port: bool = True
     syn_retrans_before_tcp_fallback: int = 2
     add_addr_timeout: float = 120.0
+    blackhole_timeout: float = 3600.0
     close_timeout: float = 60.0
+    stale_loss_cnt: int = 1
     time_wait: float = 10.0
     subflows: int = 2
     add_addr_accepted: int = 0

@@ -59,7 +59,10 @@ class MptcpConnection(FallingBack):
         what the SYN-ACK leaves unacknowledged of it becomes the first bytes of the stream.
         """
         key = keys.generate(host.rng, host.tokens)
-        mptcp = key is not None and host.mptcp_config.enabled
+        avoided = host.blackhole.active(local.ip, remote.ip, now)
+        mptcp = key is not None and host.mptcp_config.enabled and not avoided
+        if avoided:
+            host.counters.add("MPTcpExtMPCapableSYNTXDisabled")
         if key is None:
             host.counters.add("MPTcpExtMPFallbackTokenInit")
             key = keys.derive(bytes(8))
@@ -75,7 +78,11 @@ class MptcpConnection(FallingBack):
         else:
             subflow.mptcp = False
             self.fallback = Fallback.AT_HANDSHAKE
-            self.fallback_reason = "MPTCP is off or there is no unique token"
+            self.fallback_reason = (
+                "this path swallows SYNs with MP_CAPABLE"
+                if avoided
+                else "MPTCP is off or there is no unique token"
+            )
         subflow.connect(now, syn_payload)
         return self
 
@@ -94,6 +101,8 @@ class MptcpConnection(FallingBack):
         """
         key = keys.derive(local_key) if local_key else keys.generate(host.rng, host.tokens)
         offer = _capable_of(syn)
+        if offer is not None:
+            host.counters.add("MPTcpExtMPCapableSYNRX")
         mptcp = key is not None and offer is not None and key.token not in host.tokens
         if key is None or not mptcp:
             host.counters.add("MPTcpExtMPFallbackTokenInit")
@@ -106,7 +115,6 @@ class MptcpConnection(FallingBack):
         subflow = self._new_subflow(local, remote, active=False, initial=True)
         self.initial = subflow
         if mptcp and offer is not None:
-            host.counters.add("MPTcpExtMPCapableSYNRX")
             host.tokens[key.token] = self
             self.checksum = offer.checksum_required or self.config.checksum_enabled
             self.remote_denies_initial = offer.no_subflows_here
@@ -169,11 +177,10 @@ class MptcpConnection(FallingBack):
         self._usable = None
         if not subflow.initial:
             return
-        self.state = State.ESTABLISHED
+        self._enter(State.ESTABLISHED)
         tx = self.tx
         tx.edge = max(tx.edge, tx.una + subflow.snd_wnd)
         self.rx.edge = max(self.rx.edge, self.rx.stream.rcv_nxt + self.rx.buffer)
-        self.host.counters.add("MPTcpExtMPCurrEstab")
         self.host.event(self, Event.ESTABLISHED)
         if self.fallback is Fallback.NONE:
             self.path_manager.on_established(self, now)
@@ -242,12 +249,23 @@ class MptcpConnection(FallingBack):
         if self.state is State.CLOSED or not self._open():
             return
         tx, rx = self.tx, self.rx
-        if rx.finished:
-            self.state = State.LAST_ACK if tx.fin else State.CLOSE_WAIT
-            if tx.fin and not tx.fin_acked and self.state is State.FIN_WAIT_1:
-                self.state = State.CLOSING
+        if rx.finished and tx.fin:
+            if self.state is State.ESTABLISHED or self.state is State.CLOSE_WAIT:
+                self._enter(State.LAST_ACK)
+            elif self.state is State.FIN_WAIT_1:
+                self._enter(State.CLOSING)
+        elif rx.finished:
+            self._enter(State.CLOSE_WAIT)
         elif tx.fin:
-            self.state = State.FIN_WAIT_2 if tx.fin_acked else State.FIN_WAIT_1
+            self._enter(State.FIN_WAIT_2 if tx.fin_acked else State.FIN_WAIT_1)
+
+    def _enter(self, state: State) -> None:
+        # The gauge covers connections that may still send, as the kernel's does.
+        counted = (State.ESTABLISHED, State.CLOSE_WAIT)
+        change = (state in counted) - (self.state in counted)
+        if change:
+            self.host.counters.add("MPTcpExtMPCurrEstab", change)
+        self.state = state
 
     def _open(self) -> bool:
         return self.state not in (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED)
@@ -314,9 +332,7 @@ class MptcpConnection(FallingBack):
             self._released()
 
     def _end(self) -> None:
-        if self._open() and self.state is not State.CLOSED:
-            self.host.counters.add("MPTcpExtMPCurrEstab", -1)
-        self.state = State.CLOSED
+        self._enter(State.CLOSED)
         self._rtx_at = self._life_at = self._fail_at = INFINITE
         self._pace_at = self._tail_at = INFINITE
         self._held = None

@@ -9,6 +9,7 @@ from proxy.mptcp.config import MptcpConfig
 from proxy.tcp.host import Host
 
 if TYPE_CHECKING:
+    from proxy.mptcp.blackhole import Blackhole
     from proxy.mptcp.connection import MptcpConnection
     from proxy.pm.base import Endpoint, PathManager
     from proxy.seg import Segment
@@ -24,6 +25,8 @@ class MptcpHost(Host, Protocol):
     tokens: dict[int, MptcpConnection]
     """Connections by local token; a connection enters and removes itself."""
     mptcp_config: MptcpConfig
+    blackhole: Blackhole
+    """Which paths swallow SYNs with MP_CAPABLE."""
     local_addresses: Sequence[Endpoint]
     """The endpoints of this host, as in ``ip mptcp endpoint``; may be replaced while running."""
     path_manager: Callable[[], PathManager]

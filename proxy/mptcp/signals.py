@@ -97,7 +97,7 @@ class Signals:
             conn.path_manager.on_addr_removed(conn, address_id, now)
             for victim in affected:
                 if conn.may_close(victim):
-                    conn.close_subflow(victim, now)
+                    conn.finish_subflow(victim, now)
 
     # -- sent -----------------------------------------------------------------------------------
 

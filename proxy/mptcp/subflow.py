@@ -57,11 +57,21 @@ class Subflow(SubflowCore):
             if isinstance(option, MpCapable) and self.mptcp:
                 self.counters.add("MPTcpExtMPCapableSYNACKRX")
                 conn.on_peer_key(option, now)
+                conn.host.blackhole.works(conn.local.ip, conn.remote.ip)
                 return True
-        if self.mptcp:
-            # CAP-06: TCP for life, whoever removed the option.
+        if not self.mptcp:
+            return True
+        # CAP-06: TCP for life, whoever removed the option.
+        reason = "SYN-ACK without MP_CAPABLE"
+        if not seg.flags & 16:
+            reason = "both ends opened at once"
+            self.counters.add("MPTcpExtSimultConnectFallback")
+        elif self.offers_dropped():
+            reason = "SYNs with MP_CAPABLE get no answer"
+            conn.host.blackhole.fell_in(conn.local.ip, conn.remote.ip, now)
+        else:
             self.counters.add("MPTcpExtMPCapableFallbackSYNACK")
-            conn.fall_back_at_handshake(self, "SYN-ACK without MP_CAPABLE", now)
+        conn.fall_back_at_handshake(self, reason, now)
         return True
 
     def _on_join_syn_ack(self, options: tuple[MptcpOption, ...], seg: Segment, now: float) -> bool:
@@ -80,6 +90,9 @@ class Subflow(SubflowCore):
             if option.backup:
                 self.counters.add("MPTcpExtMPJoinSynAckBackupRx")
                 self.peer_backup = True
+            if self.remote.port != conn.remote.port:
+                self.counters.add("MPTcpExtMPJoinPortSynAckRx")
+            conn.host.blackhole.works(self.local.ip, self.remote.ip)
             return True
         # JOIN-03; the reset is sent here since TCP keeps no state of a SYN that failed.
         self.counters.add("MPTcpExtMPRstTx")
@@ -257,6 +270,8 @@ class Subflow(SubflowCore):
                     self.doom(3)
                     return False
                 self.counters.add("MPTcpExtMPJoinAckRx")
+                if self.local.port != conn.local.port:
+                    self.counters.add("MPTcpExtMPJoinPortAckRx")
                 conn.on_join_complete(self, now)
                 self.request_ack()  # the fourth ACK, at once (JOIN-04)
                 return True

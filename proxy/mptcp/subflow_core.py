@@ -226,10 +226,9 @@ class SubflowCore(TcpConnection):
             return self._join_syn_options()
         key = conn.local_key.key
         if self.active:
-            config = conn.config
-            if self._syns > 1 + config.syn_retrans_before_tcp_fallback:
+            if self.offers_dropped():
                 # CAP-07: perhaps the path drops SYNs with MP_CAPABLE.
-                if self._syns == 2 + config.syn_retrans_before_tcp_fallback:
+                if self._syns == 2 + conn.config.syn_retrans_before_tcp_fallback:
                     self.counters.add("MPTcpExtMPCapableSYNTXDrop")
                 return b""
             key = b""
@@ -238,6 +237,10 @@ class SubflowCore(TcpConnection):
             checksum_required=conn.config.checksum_enabled,
             no_subflows_here=not conn.config.allow_join_initial_addr_port,
         ).build()
+
+    def offers_dropped(self) -> bool:
+        """Whether our newest SYN asked for MPTCP no more, since those before got no answer."""
+        return self._syns > 1 + self.conn.config.syn_retrans_before_tcp_fallback
 
     def _join_syn_options(self) -> bytes:
         conn = self.conn

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from proxy.errors import CodecError
+from proxy.mptcp.blackhole import Blackhole
 from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
 from proxy.pm.base import Endpoint, factory
@@ -60,6 +61,7 @@ class MptcpTestHost(TestHost):
         super().__init__(seed, config)
         self.mptcp_config = mptcp or MptcpConfig()
         self.tokens: dict[int, MptcpConnection] = {}
+        self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.path_manager = factory(path_manager)
         self.local_addresses = list(endpoints)
         self._ports = 40000

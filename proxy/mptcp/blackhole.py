@@ -1,0 +1,71 @@
+"""Paths that swallow SYNs with MP_CAPABLE: no MPTCP there for a while (``blackhole_timeout``).
+
+The kernel keeps one such period for the whole host (``net/mptcp/ctrl.c``); here there is one per
+path, since a bad uplink says nothing about the others (RFC 8684 §3.9, RFC 8041 §3.10).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.tcp.host import Counters
+
+MAX_PATHS = 256
+_MAX_DOUBLINGS = 6  # as in the kernel: at most 64 times the first period
+
+
+class _Record:
+    """``falls``: black holes in a row; ``until``: when MPTCP is tried again."""
+
+    __slots__ = ("falls", "until")
+
+    def __init__(self) -> None:
+        self.falls = 0
+        self.until = 0.0
+
+
+class Blackhole:
+    """Remembers by (local address, remote address); ``timeout`` in seconds, 0 is off.
+
+    A path on which MPTCP has worked is doubted at the second time in a row only: an outage that
+    ends just when the SYN without the option goes out looks the same.
+    """
+
+    __slots__ = ("_counters", "_good", "_records", "timeout")
+
+    def __init__(self, timeout: float, counters: Counters) -> None:
+        self.timeout = timeout
+        self._counters = counters
+        self._records: dict[tuple[bytes, bytes], _Record] = {}
+        self._good: dict[tuple[bytes, bytes], None] = {}
+
+    def active(self, local_ip: bytes, remote_ip: bytes, now: float) -> bool:
+        """Whether a new connection should do without MPTCP."""
+        record = self._records.get((local_ip, remote_ip))
+        return self.timeout > 0 and record is not None and now < record.until
+
+    def fell_in(self, local_ip: bytes, remote_ip: bytes, now: float) -> None:
+        """SYNs with MP_CAPABLE got no answer, and one without it did."""
+        path = (local_ip, remote_ip)
+        if self.timeout <= 0:
+            return
+        if path in self._good:
+            del self._good[path]
+            return
+        record = self._records.pop(path, None) or _Record()
+        self._records[path] = record
+        record.until = now + self.timeout * (1 << min(record.falls, _MAX_DOUBLINGS))
+        record.falls += 1
+        self._counters.add("MPTcpExtBlackhole")
+        if len(self._records) > MAX_PATHS:
+            del self._records[next(iter(self._records))]
+
+    def works(self, local_ip: bytes, remote_ip: bytes) -> None:
+        """MP_CAPABLE or MP_JOIN was answered on the path."""
+        path = (local_ip, remote_ip)
+        self._records.pop(path, None)
+        if path not in self._good:
+            self._good[path] = None
+            if len(self._good) > MAX_PATHS:
+                del self._good[next(iter(self._good))]
