@@ -89,6 +89,12 @@ class Sending(ConnectionCore):
             offset = tx.nxt
             tx.nxt = offset + count
             self._push(chosen, offset, count, now)
+            if len(usable) > 1:
+                probed = self.scheduler.get_probe(self, usable, now)
+                if probed is not None and probed is not chosen and probed.room > 0:
+                    self.contiguous = False
+                    self._push(probed, offset, min(count, probed.room, probed.mss), now)
+                    probed.room = 0
             if self.scheduler.duplicates:
                 for other in usable:
                     if other is not chosen and other.room >= count:
@@ -166,6 +172,7 @@ class Sending(ConnectionCore):
             count = min(chosen.room, size)
             tx.sent_again(entry.start + count)
             tx.bytes_reinjected += count
+            chosen.bytes_reinjected += count
             self.contiguous = False
             self.host.counters.add("MPTcpExtMPTCPRetrans")
             self._push(chosen, entry.start, count, now)

@@ -15,13 +15,18 @@ class SubflowView(Protocol):
     """What a scheduler may look at. Times in seconds, sizes in bytes.
 
     ``room`` is how much new data may go to the network at once, computed before each decision.
-    ``last_progress``: when something was acknowledged last.
+    ``min_rtt`` is the shortest round trip of the last minutes (infinite: none yet),
+    ``delivery_rate`` bytes per second (0: not measured), ``cwnd`` below ``ssthresh`` means slow
+    start, ``last_progress`` is when something was acknowledged last.
     """
 
     room: int
     srtt: float
     rttvar: float
+    min_rtt: float
+    delivery_rate: float
     cwnd: int
+    ssthresh: int
     bytes_in_flight: int
     last_progress: float
     mss: int
@@ -59,6 +64,13 @@ class Scheduler:
     def get_send(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:
         """The subflow for the next burst of new data; None to wait."""
         raise NotImplementedError
+
+    def get_probe(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:
+        """A subflow that shall carry a copy of the first bytes that have just been sent.
+
+        Asked after each burst if there are several subflows. Base: None.
+        """
+        return None
 
     def get_retrans(
         self, conn: ConnectionView, subflows: Sequence[S], now: float, exclude: S | None

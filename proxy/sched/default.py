@@ -9,15 +9,19 @@ would deliver later (ECF, Lim et al. 2017) or would block the peer's window (BLE
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log2
 
 from proxy.sched.base import ConnectionView, S, Scheduler, register
 
 _UNKNOWN_RTT = 1.0
-_FORGET = 0.5  # seconds without progress
+_QUEUE_SHARE = 1.25  # a round trip that much longer than the shortest one shows a queue ...
+_QUEUE_LEAST = 0.002  # ... if it is these seconds longer as well
+_FORGET = 0.1  # seconds without progress after which a round trip may have changed
+_DISTRUST = 1.5  # ... if it is that many times the shortest one
 
 
 class DefaultScheduler(Scheduler):
-    """Smallest round trip first, with waiting."""
+    """Earliest arrival first, with waiting."""
 
     __slots__ = ("_waiting",)
     name = "default"
@@ -27,10 +31,11 @@ class DefaultScheduler(Scheduler):
 
     def get_send(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:
         """See the class and module; the wait ends with the next ACK of the fast subflow."""
-        fast: S | None = None  # the fastest of all
-        best: S | None = None  # the fastest of those with room
+        fast: S | None = None  # the earliest of all
+        best: S | None = None  # the earliest of those with room
+        fast_at = best_at = 0.0
         spare = True  # only backup subflows seen so far
-        pending = conn.pending
+        least = min(conn.pending, conn.window_left)
         for subflow in subflows:
             if subflow.stale:
                 continue
@@ -40,31 +45,41 @@ class DefaultScheduler(Scheduler):
             if spare and not backup:
                 spare = False
                 fast = best = None
-            srtt = subflow.srtt or _UNKNOWN_RTT
-            if fast is None or srtt < (fast.srtt or _UNKNOWN_RTT):
-                fast = subflow
-            if subflow.room < min(pending, conn.window_left, subflow.mss >> 1):
+            at = arrival(subflow)
+            if fast is None or at < fast_at:
+                fast, fast_at = subflow, at
+            if subflow.room < min(least, subflow.mss >> 1):
                 continue
-            if best is None or srtt < (best.srtt or _UNKNOWN_RTT):
-                best = subflow
-        if best is None or best is fast or fast is None:
+            if best is None or at < best_at:
+                best, best_at = subflow, at
+        if best is None or fast is None:
+            return None
+        if best is not fast and self._should_wait(conn, fast, fast_at, best, best_at):
+            return None
+        if best is fast:
             self._waiting = False
-            return best
-        if self._unknown_by_now(best, now) or not self._should_wait(conn, fast, best):
-            return best
+        return best
+
+    def get_probe(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:
+        """An idle subflow whose round trip was long when it was measured last.
+
+        Only data measures it again, and it might get none for ever because it was slow once.
+        """
+        for subflow in subflows:
+            if (
+                not subflow.bytes_in_flight
+                and subflow.srtt > _DISTRUST * subflow.min_rtt
+                and now - subflow.last_progress > _FORGET
+                and not (subflow.stale or subflow.backup or subflow.peer_backup)
+            ):
+                return subflow
         return None
 
-    @staticmethod
-    def _unknown_by_now(slow: S, now: float) -> bool:
-        # A round trip that was long once says nothing after a while, and only data measures it
-        # again: an idle subflow gets one burst now and then, else it might stay idle for ever.
-        return not slow.bytes_in_flight and now - slow.last_progress > _FORGET
-
-    def _should_wait(self, conn: ConnectionView, fast: S, slow: S) -> bool:
-        fast_rtt = fast.srtt or _UNKNOWN_RTT
-        slow_rtt = slow.srtt or _UNKNOWN_RTT
+    def _should_wait(
+        self, conn: ConnectionView, fast: S, fast_at: float, slow: S, slow_at: float
+    ) -> bool:
         # BLEST: what the fast one sends until the slow one's bytes are acknowledged must fit.
-        if fast.cwnd * (slow_rtt / fast_rtt) > conn.window_left:
+        if fast.cwnd * (slow_at / fast_at) > conn.window_left:
             return slow.bytes_in_flight > 0 or fast.bytes_in_flight > 0
         if conn.backlogged:
             self._waiting = False
@@ -72,9 +87,20 @@ class DefaultScheduler(Scheduler):
         # ECF: would the fast one be done with all of it before the slow one delivers its part?
         margin = max(fast.rttvar, slow.rttvar)
         slack = 1.25 if self._waiting else 1.0
-        finish = (1.0 + conn.pending / max(fast.cwnd, 1)) * fast_rtt
-        self._waiting = finish < slack * (slow_rtt + margin)
+        rounds = conn.pending / max(fast.cwnd, 1)
+        if fast.cwnd < fast.ssthresh:
+            rounds = log2(1.0 + rounds)  # slow start: the window doubles in each
+        self._waiting = (1.0 + rounds) * fast_at < slack * (slow_at + margin)
         return self._waiting
+
+
+def arrival(subflow: S) -> float:
+    """Seconds until what is sent now on ``subflow`` will be acknowledged.
+
+    Where the round trip shows a queue, the delivery rate is that of the path, and a round trip is
+    what the bytes in flight, and as many as may follow at once, take at that rate.
+    """
+    return subflow.srtt or _UNKNOWN_RTT
 
 
 def install() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -17,7 +17,10 @@ class Sub:
     srtt: float
     room: int = 0
     cwnd: int = 100 * KB
+    ssthresh: int = 100 * KB
     rttvar: float = 0.001
+    min_rtt: float = 0.0
+    delivery_rate: float = 0.0
     bytes_in_flight: int = 50 * KB
     last_progress: float = 100.0
     mss: int = 1460
@@ -78,13 +81,25 @@ def test_default_waits_when_the_slow_one_would_block_the_window() -> None:
     assert ask(create("default"), [fast, slow], Conn(window_left=500 * KB)) is None
 
 
-def test_default_measures_a_subflow_again_that_was_slow_long_ago() -> None:
-    fast = Sub(0.01, room=0)
-    slow = Sub(3.0, room=9000, bytes_in_flight=0, last_progress=98.0)
-    conn = Conn(window_left=500 * KB)
+def test_default_counts_on_the_doublings_of_slow_start() -> None:
+    fast, slow = Sub(0.01, cwnd=10 * KB, ssthresh=10 * KB), Sub(0.06, room=9000)
+    conn = Conn(pending=100 * KB, backlogged=False)
     assert ask(create("default"), [fast, slow], conn) is slow
-    slow.bytes_in_flight = 9000
+    fast.ssthresh = 1 << 40
     assert ask(create("default"), [fast, slow], conn) is None
+
+
+def probe(subflows: list[Sub]) -> Sub | None:
+    return create("default").get_probe(Conn(), subflows, 100.0)
+
+
+def test_default_measures_an_idle_subflow_again_that_was_slow_long_ago() -> None:
+    slow = Sub(3.0, bytes_in_flight=0, min_rtt=0.06, last_progress=98.0)
+    assert probe([Sub(0.01), slow]) is slow
+    assert probe([Sub(0.01), replace(slow, srtt=0.065)]) is None
+    assert probe([Sub(0.01), replace(slow, last_progress=99.95)]) is None
+    assert probe([Sub(0.01), replace(slow, bytes_in_flight=9000)]) is None
+    assert probe([Sub(0.01), replace(slow, peer_backup=True)]) is None
 
 
 @pytest.mark.parametrize("name", ["default", "roundrobin", "backup"])
