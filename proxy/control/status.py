@@ -121,7 +121,7 @@ def _subflow(subflow: TcpConnection) -> SubflowStatus:
         "bytes_sent": subflow.bytes_sent,
         "bytes_received": subflow.bytes_received,
         "retransmitted": subflow.bytes_retransmitted,
-        "reinjected": getattr(subflow, "bytes_reinjected", 0),
+        "reinjected": subflow.bytes_reinjected if isinstance(subflow, Subflow) else 0,
     }
 
 

@@ -60,6 +60,7 @@ class SubflowCore(TcpConnection):
         "acks_without_dss",
         "active",
         "backup",
+        "bytes_reinjected",
         "closing",
         "conn",
         "detached",
@@ -120,6 +121,7 @@ class SubflowCore(TcpConnection):
         self.ack64 = False
         self.acks_without_dss = False
         self.tx_base = -1
+        self.bytes_reinjected = 0
         self._rx_base = -1
         self.mappings: TxMappings = TxMappings()
         self._map_seq = 0
