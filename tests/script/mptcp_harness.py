@@ -307,15 +307,19 @@ class MptcpScript:
         wanted = self.conn.local_key.token if token is None else token
         return MpJoinSyn(backup, address_id, wanted, PEER_NONCE).build()
 
-    def join_hmac(self, nonce: bytes, answering: bool) -> bytes:
+    def join_hmac(self, nonce: bytes) -> bytes:
         """The peer's HMAC for a nonce of the engine."""
         return keys.join_hmac(PEER_KEY, self.conn.local_key.key, PEER_NONCE, nonce)
+
+    def join_hmac_of_ours(self, nonce: bytes) -> bytes:
+        """The HMAC that the engine owes for its own nonce."""
+        return keys.join_hmac(self.conn.local_key.key, PEER_KEY, nonce, PEER_NONCE)
 
     def joined_by_peer(self, theirs: Address = SECOND, **settings: Any) -> Leg:
         """The peer joins; returns the new leg, fully established."""
         leg = self.half_joined_by_peer(theirs, **settings)
         answer = option_of(leg.last(), MpJoinSynAck)
-        leg.inject(options=MpJoinAck(self.join_hmac(answer.nonce, False)[:20]).build())
+        leg.inject(options=MpJoinAck(self.join_hmac(answer.nonce)[:20]).build())
         leg.take()
         return leg
 
@@ -335,7 +339,7 @@ class MptcpScript:
     def join_syn_ack(self, leg: Leg, *, backup: bool = False) -> bytes:
         """MP_JOIN of the peer's answer to the SYN in ``leg``."""
         nonce = option_of(leg.next(), MpJoinSyn).nonce
-        return MpJoinSynAck(backup, 0, self.join_hmac(nonce, True)[:8], PEER_NONCE).build()
+        return MpJoinSynAck(backup, 0, self.join_hmac(nonce)[:8], PEER_NONCE).build()
 
     def joined(self, **settings: Any) -> Leg:
         """The engine has joined from a second address; the new leg is fully established."""
