@@ -230,6 +230,7 @@ TCP_KEYS: dict[str, _Reader] = {
     "ecn": _one_of("off", "passive", "on"),
     "mtu4": _int(576, 65535),
     "mtu6": _int(1280, 65535),
+    "mtu_probing": _bool,
     "time_wait": _num(0, 600),
     "fin_timeout": _num(1, 3600),
     "user_timeout": _num(1, _YEAR),

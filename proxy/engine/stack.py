@@ -27,6 +27,7 @@ from proxy.tcp.config import TcpConfig
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
 from proxy.tcp.host import Packet, Pollable, Rng
+from proxy.tcp.path_mtus import PathMtus
 from proxy.wire import icmp
 from proxy.wire.address import Address
 from proxy.wire.mptcp_options import MpCapable, MpJoinSyn, MpTcprst, pad, parse_option
@@ -70,6 +71,7 @@ class Stack:
     ) -> None:
         self.rng = rng
         self.secret = rng.randbytes(16)
+        self.path_mtus = PathMtus()
         self.tcp_config = tcp_config or TcpConfig()
         self.mptcp_config = mptcp_config or MptcpConfig()
         self.counters = CounterTable()

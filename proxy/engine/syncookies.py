@@ -113,6 +113,7 @@ class _Scratch:
     def __init__(self, stack: Stack) -> None:
         self.rng = stack.rng
         self.secret = stack.secret
+        self.path_mtus = stack.path_mtus
         self.tcp_config = stack.tcp_config
         self.mptcp_config = stack.mptcp_config
         self.counters = stack.counters

@@ -33,6 +33,8 @@ class TcpConfig:
     """``off``, ``passive`` (if the peer asks) or ``on`` (ask): ``tcp_ecn`` 0, 2 and 1."""
     mtu4: int = 1500
     mtu6: int = 1500
+    mtu_probing: bool = True
+    """Search for the path MTU when full-sized segments vanish (RFC 4821; ``tcp_mtu_probing``)."""
     time_wait: float = 60.0
     fin_timeout: float = 60.0
     """How long FIN_WAIT_2 lasts once the application has closed both directions."""

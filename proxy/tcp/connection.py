@@ -275,7 +275,7 @@ class TcpConnection(Handshake):
         self._life_at = INFINITE
         self._unsent.clear()
         self._flight = []
-        self._reassembly = None
+        self._reassembly = self._mtu_probe = None
         self.bytes_in_flight = self._lost_bytes = self._sacked_bytes = 0
         self._ack_state = 0
         self._ack_options_due = self._handshake_ack_due = False
@@ -372,24 +372,3 @@ class TcpConnection(Handshake):
             self._die(failure, now)
         else:
             self._soft_error = failure
-
-    def _on_packet_too_big(self, mtu: int, now: float) -> None:
-        """Lower the path MTU (RFC 1191, RFC 8201), never below what every path carries."""
-        v4 = len(self.local.ip) == 4
-        if mtu == 0 and v4:
-            mtu = 576  # a router from before RFC 1191
-        if mtu < (576 if v4 else 1280):
-            self.counters.add("TCPMTUForged")  # no path has less: nobody's router said this
-            return
-        if mtu >= self._mtu or self.state in OPENING:
-            return
-        self._mtu = mtu
-        self._set_mss()
-        self.counters.add("TCPMTUReduced")
-        # What was too big is gone: send it again at the new size, without blaming congestion.
-        for tx in self._flight:
-            if not tx.sacked and not tx.lost and (tx.end - tx.seq) & MASK > self._effective_mss:
-                self._mark_lost(tx)
-        if self._lost_bytes:
-            self._resend_without_blame()
-            self._wake()

@@ -1,9 +1,9 @@
 """The state of one TCP connection and the hooks by which a subflow differs from plain TCP.
 
 ``TcpConnection`` is cut by noun into a chain of classes over this one state: ``core`` (state and
-hooks), ``segments`` (build), ``output`` (send), ``rack``, ``scoreboard``, ``recovery``, ``ecn``,
-``timeouts`` (acknowledgements and loss), ``receiver`` (incoming data), ``handshake`` (open),
-``connection`` (entry points, close, timers).
+hooks), ``segments`` (build), ``output`` (send), ``rack``, ``scoreboard``, ``path_mtu``,
+``recovery``, ``ecn``, ``timeouts`` (acknowledgements and loss), ``receiver`` (incoming data),
+``handshake`` (open), ``connection`` (entry points, close, timers).
 One object with slots holds everything: a segment costs no indirection, an idle connection a few
 kilobytes.
 """
@@ -72,7 +72,7 @@ class ConnectionCore:
         # receive sequence space; ``rcv_right`` is the right edge ever advertised
         "irs", "rcv_nxt", "rcv_right", "rcv_wscale",
         # negotiated
-        "mss", "_mtu", "_peer_mss", "_effective_mss", "timestamps", "sack_permitted",
+        "mss", "_peer_mss", "_effective_mss", "timestamps", "sack_permitted",
         "_ts_offset", "_ts_recent", "_ts_recent_at", "_last_ack_sent",
         # sending
         "_unsent", "_flight", "bytes_in_flight", "_lost_bytes", "_sacked_bytes", "_fin_queued",
@@ -83,6 +83,8 @@ class ConnectionCore:
         "congestion", "cwnd", "ssthresh", "_ca_state", "_recovery_point",
         "_prr_delivered", "_prr_out", "_prr_flight", "_undo_marker", "_undo_bytes",
         "_undo_sent", "_blackout_cwnd", "_tlp_end", "_tlp_is_retransmission", "_dup_acks",
+        # path MTU (RFC 4821)
+        "_mtu", "_mtu_failed", "_mtu_probe", "_mtu_probe_size", "_mtu_search_at", "_mtu_tries",
         # ECN (RFC 3168): ``ecn`` is what new data says in the IP header, 0 if not agreed on
         "ecn", "_ecn_asked", "_ecn_echo", "_cwr_due", "_reduced_at",
         # RACK (RFC 8985)
@@ -117,6 +119,7 @@ class ConnectionCore:
     error: Failure | None
     congestion: CongestionControl
     _flight: list[Transmission]
+    _mtu_probe: Transmission | None
     _reassembly: Reassembly | None
     rto_backoff_cap: float | None
     """Longest pause between two retransmissions by timer; None: ``config.max_rto``."""
@@ -149,6 +152,9 @@ class ConnectionCore:
         config = self.config
         v4 = len(self.local.ip) == 4
         self._mtu: int = config.mtu4 if v4 else config.mtu6
+        self._mtu_failed = self._mtu_probe_size = self._mtu_tries = 0
+        self._mtu_probe = None
+        self._mtu_search_at = INFINITE
         self._peer_mss: int = 536 if v4 else 1220  # RFC 9293 §3.7.1: when no option came
         self.mss: int = self._mtu - (40 if v4 else 60)
         self._effective_mss: int = self.mss
@@ -392,6 +398,10 @@ class ConnectionCore:
 
     def poll(self, now: float) -> None:
         """Send what may be sent."""
+        raise NotImplementedError
+
+    def _probe_path(self, now: float) -> None:
+        """Send a segment larger than the path is known to carry, if that is due."""
         raise NotImplementedError
 
     def next_timeout(self) -> float | None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 HALF = 0x80000000
 SYN_LINEAR = 4
 """This many SYNs go at the initial RTO before it doubles (Linux: tcp_syn_linear_timeouts)."""
-TS_OPTION = 12
 
 
 class Handshake(Receiver):
@@ -60,6 +59,7 @@ class Handshake(Receiver):
         self._rack_fack = self._rack_round = self._limited_until = self.snd_nxt
         self._syn_at = self.last_received = self.last_progress = self._stalled_since = now
         self._delivered_at = now
+        self._recall_path(now)
         biggest = self.config.receive_buffer_max
         shift = 0
         while biggest >> shift > 65536 and shift < 14:
@@ -229,16 +229,6 @@ class Handshake(Receiver):
         self.snd_wnd = self.snd_max_wnd = seg.window
         self._snd_wl1 = seg.seq
         self._snd_wl2 = self.snd_una
-
-    def _set_mss(self) -> None:
-        """``mss`` by the path and the peer; the effective one less options of every segment."""
-        v4 = len(self.local.ip) == 4
-        self.mss = max(min(self._peer_mss, self._mtu - (40 if v4 else 60)), 64)
-        options = (TS_OPTION if self.timestamps else 0) + self._max_data_options()
-        self._effective_mss = max(self.mss - options, 16)
-        self.congestion.set_mss(
-            self._effective_mss, self.config.initial_window * self._effective_mss
-        )
 
     def _establish(self, ts_ecr: int, prompt: bool, now: float) -> None:
         """The handshake is complete: set up the senses of an established connection.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from proxy.tcp.config import TcpConfig
     from proxy.tcp.events import Event
+    from proxy.tcp.path_mtus import PathMtus
 
 Packet = list[Any]
 """An iovec of ``bytes | memoryview``: header first, then payload buffers."""
@@ -53,6 +54,8 @@ class Host(Protocol):
     tcp_config: TcpConfig
     secret: bytes
     """16 random bytes drawn once per host: key of ISNs and timestamp offsets (RFC 6528)."""
+    path_mtus: PathMtus
+    """What was learnt of paths that carry less than the interface."""
 
     @property
     def rng(self) -> Rng: ...

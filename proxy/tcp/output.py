@@ -101,6 +101,8 @@ class Output(Segments):
         flight = self._flight
         if not flight:
             self._restart_after_idle(now)
+        if now >= self._mtu_search_at:
+            self._probe_path(now)
         rate = self.pacing_rate
         if (
             self._pace_next + PACE_SLACK < now

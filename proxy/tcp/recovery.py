@@ -13,8 +13,8 @@ from proxy.tcp.core import (
     LOSS_TIMER_PERSIST,
     MASK,
 )
+from proxy.tcp.path_mtu import PathMtu
 from proxy.tcp.rack import DUP_THRESHOLD, HALF
-from proxy.tcp.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
     from proxy.cc.sample import Sample
@@ -25,7 +25,7 @@ MAX_RECORDS = 8192
 """Records in flight beyond which SACK no longer splits them (CVE-2019-11478)."""
 
 
-class Recovery(Scoreboard):
+class Recovery(PathMtu):
     """What an arriving ACK does to the send side."""
 
     __slots__ = ()
@@ -61,6 +61,8 @@ class Recovery(Scoreboard):
         if not self.sack_permitted and self._flight:
             busy = seg.length > 0 or seg.has_mptcp or self.snd_wnd != window_before
             self._newreno(advance, busy, now)
+        if self._mtu_probe is not None and advance:
+            self._judge_probe(now)
         if not self.snd_wnd and self._stalled_since != INFINITE:
             self._stalled_since = now  # a peer that answers with a closed window is alive
         if self._loss_kind == LOSS_TIMER_PERSIST and self.snd_wnd > window_before:
@@ -189,6 +191,8 @@ class Recovery(Scoreboard):
         head = acked[0] if advance and acked and acked[0].seq == una else None
         self._try_undo(ts_ecr, advance, original, head)
         lost = self._rack_detect(now)
+        if self._mtu_probe is not None:
+            self._judge_probe(now)
         self._next_state(advance, delivered, lost, blackout, rtt, in_flight, now)
         if advance:
             self._rto_at = now + self.rto if self._flight else INFINITE

@@ -69,6 +69,10 @@ class Timeouts(Ecn):
         self._tlp_end = -1
         self._reorder_at = INFINITE
         self._mark_timed_out(now)
+        if self._mtu_probe is not None:
+            self._judge_probe(now)
+        if self.config.mtu_probing and self._flight[0].retransmitted:
+            self._suspect_black_hole(now)
         mss = self._effective_mss
         congestion.cwnd = mss
         self._take_congestion_window()
@@ -95,16 +99,11 @@ class Timeouts(Ecn):
             if not tx.sacked and not tx.lost and (not index or tx.sent_at <= oldest):
                 self._mark_lost(tx)
 
-    def _resend_without_blame(self) -> None:
-        """Lost records are to be sent again though nothing speaks of congestion (path MTU)."""
-        if self._ca_state == CA_OPEN:
-            self._ca_state = CA_LOSS
-            self._recovery_point = self.snd_nxt
-            self._undo_marker = self._tlp_end = -1
-
     def _on_reorder_timer(self, now: float) -> None:
         """What was only late is lost now (RFC 8985 §6.3)."""
         if self._rack_detect(now):
+            if self._mtu_probe is not None:
+                self._judge_probe(now)
             if self._ca_state == CA_OPEN:
                 self._enter_recovery(0, now)
             if self._ca_state == CA_RECOVERY:

@@ -16,6 +16,7 @@ from proxy.seg import Segment, gro_merge, parse
 from proxy.tcp.config import TcpConfig
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
+from proxy.tcp.path_mtus import PathMtus
 from proxy.tcp.states import State
 from proxy.wire.address import Address
 from tests.pair.link import Link
@@ -39,6 +40,7 @@ class TestHost:
     def __init__(self, seed: int, config: TcpConfig | None = None) -> None:
         self.rng = random.Random(seed)
         self.secret = self.rng.randbytes(16)
+        self.path_mtus = PathMtus()
         self.tcp_config = config or TcpConfig()
         self.counters = CounterTable()
         self.sent: list[list[Any]] = []
