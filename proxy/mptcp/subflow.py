@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 from proxy.errors import CodecError
 from proxy.mptcp import keys
 from proxy.mptcp.mapping import MASK, MAX_PENDING, RxMapping, insert_pending
 from proxy.mptcp.subflow_core import SubflowCore
 from proxy.seg import DSS_ACK, DSS_FIN, DSS_MAP, Segment, dss_checksum
+from proxy.tcp.events import Failure
+from proxy.tcp.states import State
 from proxy.wire.mptcp_options import (
     REASON_MIDDLEBOX,
     REASON_MPTCP,
@@ -21,6 +25,7 @@ from proxy.wire.mptcp_options import (
     MptcpOption,
     MpTcprst,
     RemoveAddr,
+    parse_option,
     parse_options,
 )
 
@@ -498,6 +503,19 @@ class Subflow(SubflowCore):
         if self.mptcp:
             self.conn.on_subflow_timeout(self, now)
 
+    def _on_rst(self, seg: Segment, now: float) -> None:
+        # A RST that does not fit exactly is only challenged, and the answer to that brings no
+        # option any more. But who knows our key is the peer, whatever was lost on the way.
+        if self.mptcp and seg.mptcp and self.state is not State.TIME_WAIT:
+            for raw in seg.mptcp:
+                option = parse_option(raw, False, seg.flags & 16 != 0)
+                if isinstance(option, MpFastclose) and keys.same(
+                    option.receiver_key, self.conn.local_key.key
+                ):
+                    self._die(Failure(errno.ECONNRESET), now, seg)
+                    return
+        super()._on_rst(seg, now)
+
     def _on_reset(self, seg: Segment | None, now: float) -> None:
         if seg is not None and self.mptcp:
             try:
@@ -514,6 +532,7 @@ class Subflow(SubflowCore):
                 if isinstance(option, MpTcprst):
                     self.counters.add("MPTcpExtMPRstRx")
                     self.reset_reason = option.reason
+                    self.reset_transient = option.transient
                 elif isinstance(option, MpFastclose):
                     self.conn.on_fastclose(option, now)
                 elif isinstance(option, MpFail):

@@ -78,6 +78,7 @@ class SubflowCore(TcpConnection):
         "remote_id",
         "remote_nonce",
         "reset_reason",
+        "reset_transient",
         "room",
         "stale",
         "suspect",
@@ -116,6 +117,7 @@ class SubflowCore(TcpConnection):
         self.fastclose = False
         self.room = 0
         self.reset_reason = -1
+        self.reset_transient = False
         self.local_nonce = b""
         self.remote_nonce = b""
         self.ack64 = False
@@ -327,17 +329,16 @@ class SubflowCore(TcpConnection):
         if self.sack_permitted and (
             (reassembly is not None and reassembly.ranges) or self._dsack is not None
         ):
-            # SPC-01: a DATA_ACK would leave room for one SACK block only. Do without it if it
-            # says nothing new, and else in every other ACK; but not in the first ones, by which
-            # the peer judges whether we speak MPTCP at all (FB-03).
+            # SPC-01: a DATA_ACK would leave room for one SACK block only. Do without it in every
+            # other ACK; but not in the first ones, by which the peer judges whether we speak
+            # MPTCP at all (FB-03), nor twice in a row: the ACK that said it may have been lost.
             if self._sack_turn > 1:
                 self._sack_turn -= 1
-            elif ack == self._last_data_ack:
-                return b""
             else:
                 self._sack_turn ^= 1
                 if self._sack_turn:
-                    self.request_ack()  # perhaps there is nothing else to answer
+                    if ack != self._last_data_ack:
+                        self.request_ack()  # perhaps there is nothing else to answer
                     return b""
         self._last_data_ack = ack
         return dss_option(ack, self.ack64, -1, 0, 0, -1, False)

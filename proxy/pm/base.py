@@ -61,6 +61,8 @@ class PathSubflow(Protocol):
     backup: bool
     active: bool
     fully_established: bool
+    reset_transient: bool
+    """It was refused, but a later try may succeed (flag T of MP_TCPRST)."""
 
 
 class PathHost(Protocol):

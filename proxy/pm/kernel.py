@@ -68,7 +68,7 @@ class KernelPathManager(PathManager):
         key = (subflow.local_id, subflow.remote_id)
         if self._removed is not None and subflow.local_id in self._removed:
             return
-        if reason == _REASON_PROHIBITED:
+        if reason == _REASON_PROHIBITED and not subflow.reset_transient:
             self._refused = {key} | (self._refused or set())
             return
         if self._retries is None:

@@ -134,6 +134,7 @@ class Handshake(Receiver):
             return
         self.counters.add("TCPTimeouts")
         self.rto_count += 1
+        self._syn_at = now
         if self.state is State.SYN_SENT:
             self._send_syn(now)
         else:
@@ -238,8 +239,12 @@ class Handshake(Receiver):
         self.state = State.ESTABLISHED
         self._set_mss()
         self._rcv_mss = min(self.mss, 1460)
-        # After a repetition only the echo tells which SYN was answered (Karn).
-        rtt = self._echo_rtt(ts_ecr, now) if self.rto_count else max(now - self._syn_at, 1e-6)
+        # After a repetition only the echo tells which SYN was answered (Karn). If not the last
+        # one, either the path is slower than the time-out or the first answer was lost.
+        rtt = max(now - self._syn_at, 1e-6)
+        if self.rto_count:
+            last = (int(self._syn_at * 1000.0) + self._ts_offset) & MASK
+            rtt = self._echo_rtt(ts_ecr, now) if (ts_ecr - last) & MASK < HALF else 0.0
         if rtt and prompt:
             self._on_rtt(rtt, now)
             self._drs_rtt = self.srtt
