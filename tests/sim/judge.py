@@ -19,6 +19,7 @@ _LOOK_INTO = 64  # steps between two looks into the connections' memory
 _SLACK = 65536 + 65535  # a super-segment and the rounding of the window scale
 _PATIENCE = 2.5
 _PATIENCE_LOSSY = 40.0
+_PATIENCE_DEAD = 75.0
 _LOSSY = 0.02
 MASK = 0xFFFFFFFF
 
@@ -26,10 +27,10 @@ MASK = 0xFFFFFFFF
 class _Watch:
     """What is known about the paths of one flow."""
 
-    __slots__ = ("dark_since", "longest", "paths", "paths_since", "stall")
+    __slots__ = ("dark_since", "longest", "looked_at", "paths", "paths_since", "stall")
 
-    def __init__(self) -> None:
-        self.dark_since: float | None = None
+    def __init__(self, now: float) -> None:
+        self.dark_since = self.looked_at = now
         self.longest = 0.0
         self.stall = 0.0  # the longest
         self.paths: set[int] = set()
@@ -42,7 +43,7 @@ class Judge:
     def __init__(self, world: World) -> None:
         self.world = world
         self._next = world.now
-        self._watches = [_Watch() for _ in world.flows]
+        self._watches = [_Watch(world.now) for _ in world.flows]
         lossy = world.scenario.loss > _LOSSY
         self.patience = _PATIENCE_LOSSY if lossy else _PATIENCE
         self.changed = 0
@@ -73,14 +74,11 @@ class Judge:
         if paths != watch.paths:
             watch.paths = paths
             watch.paths_since = now
+        self._measure_darkness(watch, now)
         up_since = min(self.world.paths[index].up_since(now) for index in paths)
         if up_since > now:
-            if watch.dark_since is None:
-                watch.dark_since = now
-            watch.longest = max(watch.longest, now - watch.dark_since)
             return
         up_since = max(up_since, watch.paths_since)
-        watch.dark_since = None
         for end in (flow.client, flow.server):
             if end.choked():
                 stall = _stall(now, end.room_at, up_since, end.room_at)
@@ -89,12 +87,27 @@ class Judge:
             if not end.starved():
                 continue
             stall = _stall(now, end.progress_at, up_since, end.peer.waited_for_since)
+            if end.peer.done_at is not None:
+                # Nothing will come; the worst way to learn it are keep-alives.
+                if stall > _PATIENCE_DEAD and now - end.peer.done_at > _PATIENCE_DEAD:
+                    raise Failure(f"{end.name} does not notice that {end.peer.name} is gone")
+                continue
             watch.stall = max(watch.stall, stall)
             if stall > self.patience:
                 raise Failure(
                     f"{end.name} waits for {now - end.progress_at:.1f} s, "
                     f"paths {sorted(paths)} carry packets since {now - up_since:.1f} s"
                 )
+
+    def _measure_darkness(self, watch: _Watch, now: float) -> None:
+        """The longest time without any path, also if nothing happened meanwhile."""
+        at = watch.looked_at
+        while at < now:
+            at = min(at + _WATCH, now)
+            if any(self.world.paths[index].up_since(at) <= at for index in watch.paths):
+                watch.dark_since = at
+            watch.longest = max(watch.longest, at - watch.dark_since)
+        watch.looked_at = now
 
     def _eligible(self, flow: Flow) -> set[int]:
         """The paths of which one is enough for progress."""
@@ -109,8 +122,13 @@ class Judge:
         limits = min(scenario.client.mptcp.subflows, scenario.server.mptcp.subflows)
         if limits + 1 < len(scenario.paths):
             return initial
-        clean = {i for i, p in enumerate(scenario.paths) if not p.strip and not p.corrupt}
-        return clean | initial
+        present = {endpoint.id - 1 for endpoint in self.world.stacks[0].local_addresses}
+        clean = {
+            index
+            for index, path in enumerate(scenario.paths)
+            if index in present and not path.strip and not path.corrupt
+        }
+        return clean or initial
 
     def _within_bounds(self, conn: Application) -> None:
         if isinstance(conn, MptcpConnection):
@@ -180,8 +198,6 @@ class Judge:
         client, server = flow.client, flow.server
         if not flow.over:
             raise Failure(f"nothing happens any more: {client.describe()}; {server.describe()}")
-        if watch.dark_since is not None:
-            watch.longest = max(watch.longest, self.world.now - watch.dark_since)
         if client.aborted or server.aborted:
             self._judge_abort(client, server)
             return
@@ -213,7 +229,8 @@ class Judge:
         scenario = self.world.scenario
         client, server = flow.client, flow.server
         hasty = any(host.tcp.user_timeout for host in (scenario.client, scenario.server))
-        if client.got_eof and server.got_eof and any(path.outages for path in scenario.paths):
+        unsteady = hasty or any(path.outages for path in scenario.paths)
+        if client.got_eof and server.got_eof and unsteady:
             return "everything arrived, the end was cut off"
         if not (client.established and server.established):
             return "cut off while it opened" if watch.longest >= 4.0 else ""

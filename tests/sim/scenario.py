@@ -9,6 +9,7 @@ from proxy.mptcp.config import MptcpConfig
 from proxy.tcp.config import TcpConfig
 
 FOREVER = float("inf")
+SCHEDULERS = ("default", "roundrobin", "redundant", "backup")
 
 THEMES = (
     ("calm", 3),
@@ -90,6 +91,19 @@ class PathPlan:
 
 
 @dataclass(frozen=True)
+class Change:
+    """Something the client's operator does ``at`` seconds after the start.
+
+    ``what`` is "remove" or "add" (the endpoint of ``path``), "backup" or "regular" (the priority
+    of its subflows) or the name of a packet scheduler, for both hosts.
+    """
+
+    at: float
+    what: str
+    path: int = 0
+
+
+@dataclass(frozen=True)
 class EndPlan:
     """How one application behaves.
 
@@ -149,7 +163,11 @@ class HostPlan:
 
 @dataclass(frozen=True)
 class Scenario:
-    """All of one run."""
+    """All of one run.
+
+    ``announce``: the server announces a second address. ``wrap``: sequence numbers, DSNs and
+    timestamps begin shortly before they wrap.
+    """
 
     seed: int
     theme: str
@@ -159,6 +177,8 @@ class Scenario:
     paths: tuple[PathPlan, ...]
     flows: tuple[FlowPlan, ...]
     announce: bool = False
+    wrap: bool = False
+    changes: tuple[Change, ...] = ()
 
     @property
     def loss(self) -> float:
@@ -202,7 +222,7 @@ def _path(rng: random.Random, theme: str, v6: bool) -> PathPlan:
     delay = 0.0 if rng.random() < 0.05 else _log(rng, 0.0005, 0.12)
     queue = 0
     if rate and rng.random() < 0.9:
-        queue = max(4, int(rate * _log(rng, 0.01, 0.3) / 12000))
+        queue = max(12, int(rate * _log(rng, 0.01, 0.3) / 12000))
     plan = PathPlan(
         rate_up=rate,
         rate_down=rate if rng.random() < 0.7 else max(rate * _log(rng, 0.1, 4.0), min(rate, 3e5)),
@@ -315,7 +335,7 @@ def _host(rng: random.Random, theme: str, paths: list[PathPlan]) -> HostPlan:
     mptcp = MptcpConfig(
         enabled=rng.random() < 0.95,
         checksum_enabled=rng.random() < 0.25 or any(path.corrupt for path in paths),
-        scheduler=rng.choice(("default",) * 5 + ("roundrobin", "redundant", "backup")),
+        scheduler=rng.choice(("default",) * 4 + SCHEDULERS),
         subflows=rng.choice((len(paths), len(paths), 1, 8)),
         add_addr_accepted=rng.choice((0, 0, 1, 4)),
         early_confirm=rng.random() < 0.9,
@@ -365,7 +385,7 @@ def _untangle(rng: random.Random, flow: FlowPlan) -> FlowPlan:
 
 
 def _end(rng: random.Random, theme: str) -> EndPlan:
-    most = 3e6 if theme == "bulk" else 2e5
+    most = 4e6 if theme == "bulk" else 1e6 if rng.random() < 0.15 else 3e5
     size = 0 if rng.random() < 0.15 else int(_log(rng, 1, most))
     end = EndPlan(
         size=size,

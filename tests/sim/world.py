@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 from proxy.engine.stack import Application, Stack
 from proxy.errors import CodecError
+from proxy.mptcp import keys
 from proxy.mptcp.connection import MptcpConnection
 from proxy.pm.base import Endpoint, factory
 from proxy.seg import Segment, gro_merge, parse
+from proxy.tcp import handshake
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
 from proxy.wire.address import Address
@@ -19,7 +24,7 @@ from tests.sim.endpoint import TERMINAL, End, Failure
 from tests.sim.judge import Judge
 from tests.sim.monitor import Monitor
 from tests.sim.network import DOWN, UP, Path, client_ip, server_ip
-from tests.sim.scenario import FlowPlan, HostPlan, Scenario
+from tests.sim.scenario import Change, FlowPlan, HostPlan, Scenario
 
 START = 1000.0
 PORT = 8803
@@ -110,7 +115,7 @@ class World:
         client, server = self.stacks
         v6 = self.scenario.v6
         client.path_manager = factory("kernel")
-        client.local_addresses = [
+        self._endpoints = [
             Endpoint(
                 path.inside,
                 path.index + 1,
@@ -120,6 +125,7 @@ class World:
             )
             for path in self.paths
         ]
+        client.local_addresses = self._endpoints
         server.path_manager = factory("passive")
         if self.scenario.announce:
             server.path_manager = factory("kernel")
@@ -150,9 +156,12 @@ class World:
         """Play the scenario to its end."""
         for flow in self.flows:
             self.after(flow.plan.start, lambda flow=flow: self._open(flow))  # type: ignore[misc]
-        self._settle()
-        while self._step():
-            self.judge.watch()
+        for change in self.scenario.changes:
+            self.after(change.at, lambda change=change: self._change(change))  # type: ignore[misc]
+        with near_wrap(self.rng) if self.scenario.wrap else nullcontext():
+            self._settle()
+            while self._step():
+                self.judge.watch()
         self.judge.verdict()
 
     def _next(self) -> float:
@@ -257,6 +266,44 @@ class World:
             self._count += 1
             at = self.now + path.plan.delay / 2
             heapq.heappush(self._arrivals, (at, self._count, side, path, error_packet))
+
+    # -- the operator ---------------------------------------------------------------------------
+
+    def _change(self, change: Change) -> None:
+        client = self.stacks[0]
+        now = self.now
+        self.log(f"operator: {change.what} {change.path}")
+        endpoint = next(e for e in self._endpoints if e.id == change.path + 1)
+        present = list(client.local_addresses)
+        if change.what == "remove":
+            if endpoint not in present or len(present) < 2:
+                return
+            client.local_addresses = [e for e in present if e is not endpoint]
+            for conn in self._connections():
+                conn.path_manager.on_endpoint_removed(conn, endpoint, now)
+        elif change.what == "add":
+            if endpoint in present:
+                return
+            client.local_addresses = [e for e in self._endpoints if e in (*present, endpoint)]
+            for conn in self._connections():
+                conn.path_manager.on_endpoint_added(conn, endpoint, now)
+        elif change.what in ("backup", "regular"):
+            for conn in self._connections():
+                for subflow in conn.path_subflows:
+                    if subflow.local.ip == endpoint.ip:
+                        conn.set_backup(subflow, change.what == "backup", now)
+        else:
+            for stack in self.stacks:
+                for conn in list(stack.tokens.values()):
+                    conn.set_scheduler(change.what)
+
+    def _connections(self) -> list[MptcpConnection]:
+        """Those of the client that have more than one path to live on."""
+        return [
+            conn
+            for conn in self.stacks[0].tokens.values()
+            if len([s for s in conn.path_subflows if s.fully_established]) > 1
+        ]
 
     # -- connections ----------------------------------------------------------------------------
 
@@ -373,6 +420,30 @@ class World:
         from tests.sim.trace import describe
 
         self.log(f"{prefix} {describe(seg)}")
+
+
+@contextmanager
+def near_wrap(rng: random.Random) -> Iterator[None]:
+    """Let ISNs, timestamps and IDSNs begin where they wrap soon, at 2**31, 2**32 or 2**64."""
+    salt = rng.getrandbits(32)
+    derive = keys.derive
+
+    def initial_numbers(secret: bytes, key: bytes, now: float) -> tuple[int, int]:
+        own = random.Random(zlib.crc32(secret + key))
+        isn = own.choice((1 << 31, 1 << 32)) - own.randrange(30_000)
+        offset = own.choice((1 << 31, 1 << 32)) - int(now * 1000.0) - own.randrange(3000)
+        return isn & 0xFFFFFFFF, offset & 0xFFFFFFFF
+
+    def derive_near_wrap(key: bytes) -> keys.Key:
+        own = random.Random(int.from_bytes(key, "big") ^ salt)
+        near = own.choice((1 << 64, 1 << 63, (own.getrandbits(32) << 32) | 0x80000000, 1 << 32))
+        return derive(key)._replace(idsn=(near - own.randrange(30_000)) % (1 << 64))
+
+    with (
+        mock.patch.object(handshake, "initial_numbers", initial_numbers),
+        mock.patch.object(keys, "derive", derive_near_wrap),
+    ):
+        yield
 
 
 def run(scenario: Scenario, trace: Tracer | None = None) -> World:
