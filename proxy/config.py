@@ -38,6 +38,7 @@ __all__ = [
 
 DEFAULT_PORT = 8803  # RFC 8803 §10.1 assigns none; ours is the number of the RFC
 MAX_UPLINKS = 8  # as the kernel's limit of endpoints, MPTCP_PM_ADDR_MAX
+MAX_WEIGHT = 31
 MAX_CLIENTS = 4096
 RUNTIME_DIRECTORY = "/run/mptcp-proxy"
 
@@ -55,13 +56,15 @@ class LanConfig:
 @dataclass(frozen=True, slots=True)
 class UplinkConfig:
     """A WAN interface. ``next_hop`` and ``next_hop6`` are packed addresses; ``None`` means the
-    interface's own default route. A ``backup`` uplink carries data only when no other can."""
+    interface's own default route. A ``backup`` uplink carries data only when no other can.
+    ``weight``: its share under the scheduler ``weighted``."""
 
     name: str
     interface: str
     next_hop: bytes | None = None
     next_hop6: bytes | None = None
     backup: bool = False
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +326,7 @@ def _lan(table: Table) -> LanConfig:
 
 def _uplinks(root: Table) -> tuple[UplinkConfig, ...]:
     uplinks: list[UplinkConfig] = []
-    known = ("name", "interface", "next_hop", "next_hop6", "backup")
+    known = ("name", "interface", "next_hop", "next_hop6", "backup", "weight")
     for table in root.tables("uplink", known, MAX_UPLINKS):
         uplink = UplinkConfig(
             name=table.name("name", _NAME, _NAME_WANTED),
@@ -331,6 +334,7 @@ def _uplinks(root: Table) -> tuple[UplinkConfig, ...]:
             next_hop=_unicast(table, "next_hop", 4) if "next_hop" in table else None,
             next_hop6=_unicast(table, "next_hop6", 6) if "next_hop6" in table else None,
             backup=table.boolean("backup", False),
+            weight=table.integer("weight", 1, MAX_WEIGHT, 1),
         )
         for index, other in enumerate(uplinks):
             if other.name == uplink.name:

@@ -55,6 +55,8 @@ CHALLENGES_PER_SECOND = 100  # per client: whoever replays old tokens gets no mo
 FLAG_AEAD = 1
 FLAG_LATE = 2
 FLAG_CHALLENGE = 4
+WEIGHT_SHIFT = 3  # the upper five bits: the weight of the uplink, less 1
+MAX_WEIGHT = 32
 
 _FORMAT = 1
 _TOKEN = struct.Struct("!BBH8sI12s")
@@ -156,12 +158,17 @@ class Client:
         nonce: bytes,
         challenge: bytes = b"",
         late: bool = False,
+        weight: int = 1,
     ) -> bytes:
         """A whole message that asks for a connection to ``destination``: 72 bytes, or 88 with a
-        ``challenge``. ``late`` says that it is made to be sent after the handshake."""
+        ``challenge``. ``late`` says that it is made to be sent after the handshake. ``weight``
+        (1..32) is that of the uplink on which it goes, for the gateway's scheduler."""
         if len(nonce) != NONCE_LENGTH or len(challenge) not in (0, CHALLENGE_LENGTH):
             raise ValueError(f"nonce of {len(nonce)} bytes, challenge of {len(challenge)}")
+        if not 1 <= weight <= MAX_WEIGHT:
+            raise ValueError(f"weight {weight} is not 1..{MAX_WEIGHT}")
         flags = (FLAG_LATE if late else 0) | (FLAG_CHALLENGE if challenge else 0)
+        flags |= weight - 1 << WEIGHT_SHIFT
         time = min(max(int(wall_time + self.clock_offset), 0), 0xFFFFFFFF)
         head = _TOKEN.pack(_FORMAT, flags, self._key.kid, self._id, time, nonce)
         cookie = Cookie(head + challenge + bytes(TAG_LENGTH))
@@ -206,6 +213,7 @@ class Request:
     options: tuple[tlv.TcpOption, ...]
     wants_info: bool
     late: bool
+    weight: int
     length: int
     error: Error | None
     _tag: bytes = field(repr=False)
@@ -290,6 +298,7 @@ class Door:
             options=destination.options if destination is not None else (),
             wants_info=any(raw.type == Info.type for raw in framed),
             late=bool(token.flags & FLAG_LATE),
+            weight=(token.flags >> WEIGHT_SHIFT) + 1,
             length=length,
             error=refusal,
             _tag=token.tag,
@@ -393,6 +402,6 @@ def _read(framed: list[tlv.RawTlv], token: _Token) -> Connect | None:
             connect = parsed
     if not asked:
         raise ConvertError("the message asks for nothing")
-    if token.flags & ~(FLAG_LATE | FLAG_CHALLENGE):
+    if token.flags & FLAG_AEAD:
         raise ConvertError("flags that we do not know", ErrorCode.UNSUPPORTED_MESSAGE)
     return connect

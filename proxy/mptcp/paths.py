@@ -12,6 +12,7 @@ from proxy.mptcp.notes import Fallback, Note
 from proxy.mptcp.receiving import Receiving
 from proxy.mptcp.signals import Signals
 from proxy.mptcp.subflow import Subflow
+from proxy.pm.base import of_uplink_id
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
 from proxy.wire.address import Address
@@ -74,11 +75,32 @@ class Paths(Receiving):
             initial=initial,
             config=self.tcp_config,
         )
+        self._rank(subflow)
         self.subflows.append(subflow)
         self._usable = None
         self._couple(subflow)
         self.host.register(subflow)
         return subflow
+
+    def _rank(self, subflow: Subflow) -> None:
+        # What the schedulers go by. The side that has no uplinks knows the order of joining only.
+        subflow.priority = len(self.subflows)
+        if subflow.active:
+            for index, endpoint in enumerate(self.host.local_addresses):
+                if endpoint.ip == subflow.local.ip:
+                    subflow.weight = endpoint.weight
+                    subflow.priority = index
+                    return
+
+    def _rank_joined(self, subflow: Subflow) -> None:
+        if not subflow.remote_id:
+            return  # the initial subflow's address once more
+        subflow.priority, subflow.weight = of_uplink_id(subflow.remote_id)
+        initial = self.initial
+        if initial is not None and not initial.active:
+            # It came as id 0: its uplink is the first that is none of the others.
+            taken = {s.priority for s in self.subflows if s is not initial}
+            initial.priority = next(p for p in range(len(taken) + 1) if p not in taken)
 
     def _couple(self, subflow: Subflow) -> None:
         # CC-01: the congestion controls of one connection may look at each other.
@@ -161,6 +183,7 @@ class Paths(Receiving):
             Address(syn.dst, syn.dport), Address(syn.src, syn.sport), active=False, initial=False
         )
         subflow.remote_id = join.address_id
+        self._rank_joined(subflow)
         subflow.remote_nonce = join.nonce
         subflow.peer_backup = join.backup
         subflow.local_id = self._local_id(syn.dst)

@@ -40,7 +40,8 @@ class SubflowCore(TcpConnection):
     (MP_JOIN). ``mptcp`` becomes False when the connection falls back: no option is sent or read
     any more. ``fully_established``: the peer has proved itself on this subflow, data may flow.
     ``stale``: RTOs without progress, so it gets no new data; ``suspect``: a tail loss probe is
-    out. ``room`` is the scheduler's input, in bytes.
+    out. ``room`` is the scheduler's input, in bytes; ``weight`` and ``priority`` (0 goes first)
+    are its uplink's.
     """
 
     __slots__ = (
@@ -75,6 +76,7 @@ class SubflowCore(TcpConnection):
         "mappings",
         "mptcp",
         "peer_backup",
+        "priority",
         "remote_id",
         "remote_nonce",
         "reset_reason",
@@ -84,6 +86,7 @@ class SubflowCore(TcpConnection):
         "suspect",
         "tx_base",
         "uplink",
+        "weight",
     )
 
     def __init__(
@@ -103,6 +106,8 @@ class SubflowCore(TcpConnection):
         self.mptcp = True
         self.fully_established = False
         self.uplink: str | None = None
+        self.weight = 1
+        self.priority = 0
         self.local_id = 0
         self.remote_id = 0
         self.backup = False

@@ -21,7 +21,8 @@ class Endpoint:
 
     ``id`` is 1..255 and unique; ``uplink`` names the WAN interface behind it. ``signal``: announce
     it; ``subflow``: open subflows from it; ``backup``: these get the B bit; ``fullmesh``: to each
-    address of the peer. ``port`` only goes with ``signal``.
+    address of the peer. ``port`` only goes with ``signal``. ``weight``: what schedulers that know
+    weights go by, 1 or more; others go by the order of the endpoints.
     """
 
     ip: bytes
@@ -32,6 +33,7 @@ class Endpoint:
     subflow: bool = False
     backup: bool = False
     fullmesh: bool = False
+    weight: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.id <= 255:
@@ -40,6 +42,8 @@ class Endpoint:
             raise ValueError("signal and fullmesh exclude each other")
         if self.port is not None and (not self.signal or self.subflow):
             raise ValueError("only a signal endpoint has a port")
+        if self.weight < 1:
+            raise ValueError(f"weight {self.weight} is less than 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,19 @@ class Limits:
 
     subflows: int = 2
     add_addr_accepted: int = 0
+
+
+def uplink_id(position: int, weight: int) -> int:
+    """The address id by which a proxy tells the gateway which of its uplinks joins.
+
+    Ids are the sender's to choose (RFC 8684 §3.4.1). ``position`` is 0..7, ``weight`` 1..31.
+    """
+    return (weight - 1 << 3 | position) + 1
+
+
+def of_uplink_id(address_id: int) -> tuple[int, int]:
+    """Position and weight of ``uplink_id``; of other peers' ids 1 to 8 the weight is 1."""
+    return (address_id - 1) & 7, (address_id - 1 >> 3) + 1
 
 
 class PathSubflow(Protocol):

@@ -20,6 +20,7 @@ from proxy.convert.tlv import Error, ErrorCode, Proof, SupportedTcpExtensions
 from proxy.engine.rate import TokenBucket
 from proxy.engine.stack import ACK, RST, SYN, Application, Stack
 from proxy.engine.syncookies import SynCookies
+from proxy.mptcp.connection import MptcpConnection
 from proxy.relay.flow import ByteStream, Flow
 from proxy.seg import Segment
 from proxy.tcp.events import Event
@@ -77,6 +78,8 @@ class Reception:
         self.rest = rest
         self.late = late
         self.dial: Cancellable | None = None
+        if isinstance(client, MptcpConnection) and client.initial is not None:
+            client.initial.weight = request.weight
 
     def answer(self, reply: bytes, now: float) -> None:
         """Send the Convert message of ours: in the SYN+ACK, or as the first bytes of the stream."""

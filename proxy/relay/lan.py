@@ -15,7 +15,7 @@ from proxy.convert.auth import NONCE_LENGTH, Client, Reply
 from proxy.convert.tlv import Error, ErrorCode
 from proxy.engine.stack import Application, Stack
 from proxy.mptcp.connection import MptcpConnection
-from proxy.pm.base import Endpoint
+from proxy.pm.base import Endpoint, uplink_id
 from proxy.pm.base import factory as path_manager
 from proxy.relay.attempt import Attempt
 from proxy.relay.flow import ByteStream, Flow
@@ -195,7 +195,14 @@ class LanRelay:
         stack.listener = self
         stack.path_manager = path_manager(config.mptcp.get("path_manager", "kernel"))
         stack.local_addresses = [
-            Endpoint(uplink.local_ip, index + 1, uplink.name, subflow=True, backup=uplink.backup)
+            Endpoint(
+                uplink.local_ip,
+                uplink_id(index, uplink.weight),
+                uplink.name,
+                subflow=True,
+                backup=uplink.backup,
+                weight=uplink.weight,
+            )
             for index, uplink in enumerate(self.uplinks)
         ]
 
@@ -259,6 +266,7 @@ class LanRelay:
             self._wall_clock(),
             self.stack.rng.randbytes(NONCE_LENGTH),
             challenge,
+            weight=uplink.weight,
         )
         uplink.attempts += 1
         early = request if uplink.takes_syn_data(now) else b""
@@ -348,6 +356,12 @@ def uplink_health(config: ProxyConfig) -> list[UplinkHealth]:
     v6 = len(config.gateway.address) == 16
     prefix = config.tun.prefix6 if v6 else config.tun.prefix4
     return [
-        UplinkHealth(uplink.name, uplink.interface, prefix[10 + index].packed, uplink.backup)
+        UplinkHealth(
+            uplink.name,
+            uplink.interface,
+            prefix[10 + index].packed,
+            uplink.backup,
+            uplink.weight,
+        )
         for index, uplink in enumerate(config.uplinks)
     ]

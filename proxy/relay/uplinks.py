@@ -29,6 +29,7 @@ class UplinkHealth:
     interface: str
     local_ip: bytes
     backup: bool = False
+    weight: int = 1
     srtt: float = 0.0
     suspect_until: float = 0.0
     challenge: bytes = b""

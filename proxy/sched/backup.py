@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.sched.base import ConnectionView, S, Scheduler, register
+from proxy.sched.base import ConnectionView, S, Scheduler, has_room, register
 
 
 class BackupScheduler(Scheduler):
@@ -24,9 +24,7 @@ class BackupScheduler(Scheduler):
                 break
             if chosen is None:
                 chosen = subflow
-        if chosen is None or chosen.room < min(conn.pending, conn.window_left, chosen.mss >> 1):
-            return None
-        return chosen
+        return chosen if chosen is not None and has_room(conn, chosen) else None
 
 
 def install() -> None:

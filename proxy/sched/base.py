@@ -17,7 +17,9 @@ class SubflowView(Protocol):
     ``room`` is how much new data may go to the network at once, computed before each decision.
     ``min_rtt`` is the shortest round trip of the last minutes (infinite: none yet),
     ``delivery_rate`` bytes per second (0: not measured), ``cwnd`` below ``ssthresh`` means slow
-    start, ``last_progress`` is when something was acknowledged last.
+    start, ``last_progress`` is when something was acknowledged last. ``backup`` is what we want,
+    ``peer_backup`` what the peer asked for; ``stale``: time-outs without progress. ``weight`` (1 or
+    more) and ``priority`` (0 goes first) are those of the uplink.
     """
 
     room: int
@@ -33,6 +35,8 @@ class SubflowView(Protocol):
     backup: bool
     peer_backup: bool
     stale: bool
+    weight: int
+    priority: int
 
 
 class ConnectionView(Protocol):
@@ -90,6 +94,17 @@ class Scheduler:
         return best
 
 
+def eligible(subflows: Sequence[S]) -> list[S]:
+    """Those that are neither stale nor backup; if there are none, those that are not stale."""
+    regular = [s for s in subflows if not (s.stale or s.backup or s.peer_backup)]
+    return regular or [s for s in subflows if not s.stale]
+
+
+def has_room(conn: ConnectionView, subflow: SubflowView) -> bool:
+    """Whether it can send now, and more than a sliver unless that is all there is."""
+    return subflow.room >= min(conn.pending, conn.window_left, subflow.mss >> 1)
+
+
 _registry: dict[str, Callable[[], Scheduler]] = {}
 
 
@@ -121,7 +136,16 @@ def create(name: str) -> Scheduler:
 
 def _load_builtin() -> None:
     # Late, since they import this module.
-    from proxy.sched import backup, default, redundant, roundrobin
+    from proxy.sched import (
+        backup,
+        blest,
+        default,
+        ecf,
+        overflow,
+        redundant,
+        roundrobin,
+        weighted,
+    )
 
-    for module in (backup, default, redundant, roundrobin):
+    for module in (backup, blest, default, ecf, overflow, redundant, roundrobin, weighted):
         module.install()

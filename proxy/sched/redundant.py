@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.sched.base import ConnectionView, S, Scheduler, register
+from proxy.sched.base import ConnectionView, S, Scheduler, has_room, register
 
 
 class RedundantScheduler(Scheduler):
@@ -18,9 +18,7 @@ class RedundantScheduler(Scheduler):
         """The lead; backup subflows count as all others here."""
         best: S | None = None
         for subflow in subflows:
-            if subflow.stale or subflow.room < min(
-                conn.pending, conn.window_left, subflow.mss >> 1
-            ):
+            if subflow.stale or not has_room(conn, subflow):
                 continue
             if best is None or subflow.srtt < best.srtt:
                 best = subflow

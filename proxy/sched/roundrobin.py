@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.sched.base import ConnectionView, S, Scheduler, register
+from proxy.sched.base import ConnectionView, S, Scheduler, eligible, has_room, register
 
 
 class RoundRobinScheduler(Scheduler):
@@ -18,13 +18,11 @@ class RoundRobinScheduler(Scheduler):
 
     def get_send(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:
         """Backup subflows only when there are no others."""
-        usable = [s for s in subflows if not (s.stale or s.backup or s.peer_backup)]
-        if not usable:
-            usable = [s for s in subflows if not s.stale]
+        usable = eligible(subflows)
         count = len(usable)
         for step in range(count):
             subflow = usable[(self._turn + step) % count]
-            if subflow.room >= min(conn.pending, conn.window_left, subflow.mss >> 1):
+            if has_room(conn, subflow):
                 self._turn = (self._turn + step + 1) % count
                 return subflow
         return None

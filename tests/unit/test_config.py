@@ -199,6 +199,8 @@ def _toml(value: object) -> str:
         ('"10.2.0.1"', "10", "uplink[1].next_hop: must be a string, not 10"),
         ("next_hop", "next_hops", "uplink[0].next_hops: unknown key: did you mean next_hop?"),
         ("backup = false", 'backup = "no"', "uplink[1].backup: must be true or false"),
+        ("backup = false", "weight = 0", "uplink[1].weight: must be an integer from 1 to 31"),
+        ("backup = false", "weight = 32", "uplink[1].weight: must be an integer from 1 to 31"),
         ("backup = false", "backup = 0", "uplink[1].backup: must be true or false, not 0"),
         ('"u2"', '"u1"', "uplink[1].interface: uplink[0] uses that interface already"),
         ('"lte"', '"fibre"', "uplink[1].name: uplink[0] has that name already"),

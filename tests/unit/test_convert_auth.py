@@ -115,6 +115,13 @@ def test_a_request_made_for_after_the_handshake_says_so() -> None:
     assert make_door().verify(message, SOURCE, NOW).late
 
 
+@pytest.mark.parametrize("weight", [1, 2, 31, 32])
+def test_a_request_tells_the_weight_of_its_uplink(weight: int) -> None:
+    message = Client("home-1", SECRET).request(SERVER, NOW, nonce(1), weight=weight)
+    request = make_door().verify(message, SOURCE, NOW)
+    assert (request.error, request.weight, request.late) == (None, weight, False)
+
+
 def test_every_flipped_bit_means_silence() -> None:
     message = make_request()
     for bit in range(len(message) * 8):
@@ -324,7 +331,10 @@ def test_the_same_secret_twice_is_a_mistake_of_the_operator() -> None:
         (seal(Error(1, b"\0"), Connect(SERVER)), ErrorCode.UNSUPPORTED_MESSAGE),
         (seal(Connect(Address(b"\xe0\0\0\1", 80))), ErrorCode.MALFORMED_MESSAGE),
         (seal(Connect(SERVER), flags=auth.FLAG_AEAD), ErrorCode.UNSUPPORTED_MESSAGE),
-        (seal(Connect(SERVER), flags=0x80), ErrorCode.UNSUPPORTED_MESSAGE),
+        (
+            seal(Connect(SERVER), flags=auth.FLAG_AEAD | auth.FLAG_LATE),
+            ErrorCode.UNSUPPORTED_MESSAGE,
+        ),
     ],
 )
 def test_a_client_that_breaks_the_rules_is_told_with_an_echo(
