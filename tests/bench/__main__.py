@@ -11,6 +11,7 @@ from tests.bench import connections, transfers
 
 if TYPE_CHECKING:
     from tests.bench.figure import Figure
+from tests.lab.namespaces import LabError
 
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "aggregation": transfers.aggregation,
@@ -35,8 +36,13 @@ def main(names: list[str]) -> int:
     if os.geteuid() != 0:
         print("network namespaces need root", file=sys.stderr)
         return 2
-    figures = [figure for name in names or BENCHES for figure in BENCHES[name]()]
-    missed = [figure.name for figure in figures if not figure.reached]
+    missed: list[str] = []
+    for name in names or BENCHES:
+        try:
+            missed += [figure.name for figure in BENCHES[name]() if not figure.reached]
+        except LabError as error:
+            print(f"{name}: FAILED: {error}", flush=True)
+            missed.append(name)
     if missed:
         print(f"missed: {', '.join(missed)}")
     return 1 if missed else 0

@@ -8,6 +8,7 @@ import time
 
 from tests.bench.figure import Figure, Load, running
 from tests.lab.link import LinkSpec
+from tests.lab.namespaces import LabError
 from tests.lab.servers import Nginx, random_file, start_iperf3
 from tests.lab.topology import SERVER4, Topology, topology
 from tests.lab.transfer import Arrivals, Download, UploadServer, upload
@@ -22,7 +23,7 @@ def _download(lab: Topology, size: int, name: str = "file") -> Arrivals:
     digest = nginx.add(name, size)
     arrivals = Download(lab.client, nginx.url(name)).finish()
     if arrivals.sha256 != digest:
-        raise SystemExit(f"CORRUPT: {arrivals.total} of {size} bytes, SHA-256 differs")
+        raise LabError(f"CORRUPT: {arrivals.total} of {size} bytes, SHA-256 differs")
     return arrivals
 
 
@@ -31,7 +32,7 @@ def _upload(lab: Topology, size: int) -> Arrivals:
     file = lab.namespaces.directory / "upload"
     digest = random_file(file, size)
     if upload(lab.client, server.url, file) != digest:
-        raise SystemExit("CORRUPT: SHA-256 of the upload differs")
+        raise LabError("CORRUPT: SHA-256 of the upload differs")
     return server.arrivals
 
 
@@ -113,7 +114,7 @@ def _cut_once(lab: Topology, direction: str, size: int) -> tuple[Arrivals, float
         thread.join()
         lab.link(1).restore()
     if len(moments) < 2:
-        raise SystemExit("the transfer was over before the uplink returned")
+        raise LabError("the transfer was over before the uplink returned")
     return arrivals, moments[0], moments[1]
 
 
