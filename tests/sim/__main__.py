@@ -45,9 +45,10 @@ def _one(seed: int, traced: bool) -> int:
     for name, stack in zip(("client", "server"), world.stacks, strict=True):
         print(name, dict(sorted(stack.counters.items())))
     sent = sum(monitor.sent for monitor in world.monitors)
+    result = "FAILED" if status else "passed"
     print(
-        f"seed {seed} ({scenario.theme}): {'FAILED' if status else 'passed'}, {world.steps} steps, "
-        f"{sent} packets, {world.now - START:.3f} s, longest stall {world.judge.longest_stall:.2f} s"
+        f"seed {seed} ({scenario.theme}): {result}, {world.steps} steps, {sent} packets, "
+        f"{world.now - START:.3f} s, longest stall {world.judge.longest_stall:.2f} s"
     )
     return status
 

@@ -27,11 +27,11 @@ MASK = 0xFFFFFFFF
 class _Watch:
     """What is known about the paths of one flow."""
 
-    __slots__ = ("dark_since", "longest", "looked_at", "paths", "paths_since", "stall")
+    __slots__ = ("dark", "looked_at", "paths", "paths_since", "stall")
 
     def __init__(self, now: float) -> None:
-        self.dark_since = self.looked_at = now
-        self.longest = 0.0
+        self.looked_at = now
+        self.dark = 0.0
         self.stall = 0.0  # the longest
         self.paths: set[int] = set()
         self.paths_since = 0.0
@@ -100,13 +100,12 @@ class Judge:
                 )
 
     def _measure_darkness(self, watch: _Watch, now: float) -> None:
-        """The longest time without any path, also if nothing happened meanwhile."""
+        """For how long there was no path, also while nothing happened."""
         at = watch.looked_at
         while at < now:
             at = min(at + _WATCH, now)
-            if any(self.world.paths[index].up_since(at) <= at for index in watch.paths):
-                watch.dark_since = at
-            watch.longest = max(watch.longest, at - watch.dark_since)
+            if not any(self.world.paths[index].up_since(at) <= at for index in watch.paths):
+                watch.dark += _WATCH
         watch.looked_at = now
 
     def _eligible(self, flow: Flow) -> set[int]:
@@ -178,7 +177,7 @@ class Judge:
     def _flow_of(self, end: End) -> Flow:
         return next(flow for flow in self.world.flows if end in (flow.client, flow.server))
 
-    # -- when it is over ----------------------------------------------------------------------------
+    # -- when it is over --------------------------------------------------------------------------
 
     def verdict(self) -> None:
         """Nothing is due any more: every flow has ended as it should, and nothing is left."""
@@ -233,9 +232,9 @@ class Judge:
         if client.got_eof and server.got_eof and unsteady:
             return "everything arrived, the end was cut off"
         if not (client.established and server.established):
-            return "cut off while it opened" if watch.longest >= 4.0 else ""
+            return "cut off while it opened" if watch.dark >= 4.0 else ""
         limit = 8.0 if hasty else 18.0
-        return "no path worked for too long" if watch.longest >= limit else ""
+        return "no path worked for too long" if watch.dark >= limit else ""
 
 
 def _stall(now: float, progress_at: float, up_since: float, sent_at: float) -> float:
