@@ -504,9 +504,11 @@ class Subflow(SubflowCore):
             self.conn.on_subflow_timeout(self, now)
 
     def _on_rst(self, seg: Segment, now: float) -> None:
-        # A RST that does not fit exactly is only challenged, and the answer to that brings no
-        # option any more. But who knows our key is the peer, whatever was lost on the way.
-        if self.mptcp and seg.mptcp and self.state is not State.TIME_WAIT:
+        # A RST inside the window that does not fit exactly is only challenged, and the answer to
+        # that brings no option any more. But who knows our key is the peer, whatever was lost.
+        room = (self.rcv_right - self.rcv_nxt) & MASK
+        inside = (seg.seq - self.rcv_nxt) & MASK <= room < _HALF
+        if inside and self.mptcp and seg.mptcp and self.state is not State.TIME_WAIT:
             for raw in seg.mptcp:
                 option = parse_option(raw, False, seg.flags & 16 != 0)
                 if isinstance(option, MpFastclose) and keys.same(

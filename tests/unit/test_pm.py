@@ -24,6 +24,7 @@ class Sub:
     uplink: str | None = None
     active: bool = True
     fully_established: bool = True
+    reset_transient: bool = False
 
 
 @dataclass
@@ -95,7 +96,7 @@ def joined(conn: Conn) -> list[tuple[bytes, int, int]]:
 
 
 def test_names_and_unknown_names() -> None:
-    assert names() == ["kernel", "none", "passive"]
+    assert names() == ["kernel", "none", "passive", "userspace"]
     with pytest.raises(ConfigError, match="is none of"):
         factory("userland")
 
@@ -224,6 +225,14 @@ def test_a_refused_join_is_not_repeated() -> None:
     assert manager.next_timeout() is None
     manager.on_announced(conn, 9, 20.0)
     assert joined(conn) == []
+
+
+def test_a_join_refused_for_the_time_being_is_repeated() -> None:
+    conn = Conn(Host(endpoints(2)))
+    manager = started(conn)
+    conn.path_subflows[1].reset_transient = True
+    lose(conn, manager, 1, 10.0, reason=3)
+    assert manager.next_timeout() is not None
 
 
 def test_a_removed_endpoint_is_closed_withdrawn_and_not_retried() -> None:
