@@ -172,3 +172,4 @@ class FallingBack(Paths):
         tokens = self.host.tokens
         if tokens.get(self.local_key.token) is self:
             del tokens[self.local_key.token]
+            self.path_manager.on_closed(self, self._now)

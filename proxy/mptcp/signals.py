@@ -61,6 +61,9 @@ class Signals:
             counters.add("MPTcpExtPortAdd")
         if not self.valid(option):
             return
+        if not conn.path_manager.takes_announcements():
+            counters.add("MPTcpExtAddAddrDrop")
+            return
         echo = AddAddr(option.address_id, option.ip, option.port, echo=True).build()
         sent = subflow.send_option(echo)
         counters.add("MPTcpExtEchoAddTx" if sent else "MPTcpExtEchoAddTxDrop")

@@ -303,6 +303,7 @@ class Subflow(SubflowCore):
         elif isinstance(option, MpPrio):
             self.counters.add("MPTcpExtMPPrioRx")
             self.peer_backup = option.backup
+            conn.path_manager.on_priority(conn, self, now)
         elif isinstance(option, MpFail):
             conn.on_fail(self, option.dsn, now)
         elif isinstance(option, MpFastclose):

@@ -21,7 +21,8 @@ class Endpoint:
 
     ``id`` is 1..255 and unique; ``uplink`` names the WAN interface behind it. ``signal``: announce
     it; ``subflow``: open subflows from it; ``backup``: these get the B bit; ``fullmesh``: to each
-    address of the peer. ``port`` only goes with ``signal``. ``weight``: what schedulers that know
+    address of the peer; ``laminar``: the source of one subflow to an announced address. ``port``
+    only goes with ``signal``. ``weight``: what schedulers that know
     weights go by, 1 or more; others go by the order of the endpoints.
     """
 
@@ -33,6 +34,7 @@ class Endpoint:
     subflow: bool = False
     backup: bool = False
     fullmesh: bool = False
+    laminar: bool = False
     weight: int = 1
 
     def __post_init__(self) -> None:
@@ -136,6 +138,15 @@ class PathConnection(Protocol):
     def withdraw(self, address_id: int, now: float) -> None: ...
 
 
+class Observer(Protocol):
+    """Who follows what happens to connections, as those who listen to the kernel's events."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody is there."""
+        ...
+
+
 class PathManager:
     """One object per connection; the base does nothing on its own and refuses joins.
 
@@ -145,6 +156,13 @@ class PathManager:
 
     __slots__ = ()
     name: ClassVar[str] = ""
+
+    def attach(self, observer: Observer) -> None:
+        """Told before everything else: who may decide in our stead."""
+
+    def takes_announcements(self) -> bool:
+        """Whether an ADD_ADDR of the peer is echoed; the others are dropped and counted."""
+        return True
 
     def on_established(self, conn: PathConnection, now: float) -> None:
         """The initial subflow is established."""
@@ -173,11 +191,22 @@ class PathManager:
     def on_announced(self, conn: PathConnection, address_id: int, now: float) -> None:
         """Our announcement was echoed, or is not repeated any more."""
 
+    def on_priority(self, conn: PathConnection, subflow: PathSubflow, now: float) -> None:
+        """The peer sent MP_PRIO for ``subflow``: its ``peer_backup`` is new."""
+
+    def on_closed(self, conn: PathConnection, now: float) -> None:
+        """The connection is no MPTCP connection any more: closed, or fallen back."""
+
     def on_endpoint_added(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
         """``endpoint`` has just become one of ``conn.host.local_addresses``."""
 
     def on_endpoint_removed(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
         """``endpoint`` is no longer one of ``conn.host.local_addresses``."""
+
+    def on_endpoint_changed(
+        self, conn: PathConnection, old: Endpoint, new: Endpoint, now: float
+    ) -> None:
+        """The flags of an endpoint changed; it is ``new`` in ``conn.host.local_addresses``."""
 
     def accepts_join(self, conn: PathConnection, now: float) -> bool:
         """Whether the peer may add one more subflow."""
@@ -220,7 +249,7 @@ def factory(name: str) -> Callable[[], PathManager]:
 
 def _load_builtin() -> None:
     # Late, since they import this module.
-    from proxy.pm import kernel, passive
+    from proxy.pm import kernel, passive, userspace
 
-    for module in (kernel, passive):
+    for module in (kernel, passive, userspace):
         module.install()

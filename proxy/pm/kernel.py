@@ -33,8 +33,9 @@ class KernelPathManager(PathManager):
 
     def __init__(self) -> None:
         self._ready = False
-        self._announced: set[int] = set()
-        self._accepted: dict[int, Address] = {}
+        # Made when first needed: most connections announce and accept nothing.
+        self._announced: set[int] | None = None
+        self._accepted: set[int] | None = None
         self._retries: dict[tuple[int, int], _Retry] | None = None
         self._refused: set[tuple[int, int]] | None = None
         self._removed: set[int] | None = None
@@ -85,10 +86,11 @@ class KernelPathManager(PathManager):
         if self._refused is not None:
             # A fresh announcement allows another try (JOIN-08).
             self._refused = {key for key in self._refused if key[1] != address_id}
-        if address_id == 0 or address_id in self._accepted or not self._ready:
+        accepted = self._accepted or ()
+        if address_id == 0 or address_id in accepted or not self._ready:
             return
         denied = conn.remote_denies_initial and conn.limits.add_addr_accepted == 0
-        if not denied and len(self._accepted) >= conn.limits.add_addr_accepted:
+        if not denied and len(accepted) >= conn.limits.add_addr_accepted:
             return
         meshed = [e for e in conn.host.local_addresses if e.fullmesh]
         sources = meshed
@@ -96,17 +98,22 @@ class KernelPathManager(PathManager):
             sources = [
                 e for e in conn.host.local_addresses if e.subflow and not self._used(conn, e)
             ]
+        elif not meshed:
+            # One laminar endpoint that is not in use yet, if there is any (§3.4 of the kernel's
+            # documentation; "fullmesh" wins over it).
+            sources = self._laminar(conn, address)
         opened = False
         for endpoint in sources:
             opened |= self._join(conn, endpoint, address_id, address, now)
         if not sources and not denied:
             opened = self._join(conn, None, address_id, address, now)
         if opened:
-            self._accepted[address_id] = address
+            self._accepted = {address_id} | (self._accepted or set())
 
     def on_addr_removed(self, conn: PathConnection, address_id: int, now: float) -> None:
         """Free its place."""
-        self._accepted.pop(address_id, None)
+        if self._accepted is not None:
+            self._accepted.discard(address_id)
         if self._retries is not None:
             for key in [key for key in self._retries if key[1] == address_id]:
                 del self._retries[key]
@@ -127,14 +134,31 @@ class KernelPathManager(PathManager):
         address_id = self._wire_id(conn, endpoint)
         self._removed = {address_id} | (self._removed or set())
         closing = [s for s in conn.path_subflows if s.local_id == address_id]
-        if closing or endpoint.id in self._announced:
-            conn.withdraw(address_id, now)
-        self._announced.discard(endpoint.id)
+        announced = self._announced is not None and endpoint.id in self._announced
+        if closing or announced:
+            # What is announced has its own id on the wire, even if it is the initial address.
+            conn.withdraw(endpoint.id if announced else address_id, now)
+        if self._announced is not None:
+            self._announced.discard(endpoint.id)
         for subflow in closing:
             conn.close_subflow(subflow, now)
         if self._retries is not None:
             for key in [key for key in self._retries if key[0] == address_id]:
                 del self._retries[key]
+
+    def on_endpoint_changed(
+        self, conn: PathConnection, old: Endpoint, new: Endpoint, now: float
+    ) -> None:
+        """MP_PRIO for a new priority; with or without ``fullmesh`` its subflows are new (EP-03)."""
+        if not self._ready:
+            return
+        if old.fullmesh != new.fullmesh:
+            self.on_endpoint_removed(conn, old, now)
+            self.on_endpoint_added(conn, new, now)
+        elif old.backup != new.backup:
+            for subflow in conn.path_subflows:
+                if subflow.local.ip == new.ip and subflow.backup != new.backup:
+                    conn.set_backup(subflow, new.backup, now)
 
     def accepts_join(self, conn: PathConnection, now: float) -> bool:
         """Additional subflows of both directions count (EP-02)."""
@@ -163,21 +187,40 @@ class KernelPathManager(PathManager):
     def _work(self, conn: PathConnection, now: float) -> None:
         if not conn.announcing:
             for endpoint in conn.host.local_addresses:
-                if endpoint.signal and endpoint.id not in self._announced:
-                    self._announced.add(endpoint.id)
+                if endpoint.signal and endpoint.id not in (self._announced or ()):
+                    self._announced = {endpoint.id} | (self._announced or set())
                     port = endpoint.port if endpoint.port is not None else conn.local.port
                     conn.announce(Address(endpoint.ip, port), endpoint.id, now)
                     break
         if conn.remote_denies_initial:
             return
         for endpoint in conn.host.local_addresses:
-            if not endpoint.subflow or self._used(conn, endpoint):
+            if not endpoint.subflow:
                 continue
-            key = (self._wire_id(conn, endpoint), 0)
-            retry = None if self._retries is None else self._retries.get(key)
-            if retry is not None and retry.at is not None:
-                continue
-            self._join(conn, endpoint, 0, conn.remote, now)
+            for remote_id, remote in self._targets(conn, endpoint):
+                key = (self._wire_id(conn, endpoint), remote_id)
+                retry = None if self._retries is None else self._retries.get(key)
+                waiting = retry is not None and retry.at is not None
+                if not waiting and not self._used(conn, endpoint, remote_id):
+                    self._join(conn, endpoint, remote_id, remote, now)
+
+    @staticmethod
+    def _targets(conn: PathConnection, endpoint: Endpoint) -> list[tuple[int, Address]]:
+        """The peer's initial address; for ``fullmesh`` also each other one that is in use."""
+        targets = [(0, conn.remote)]
+        if endpoint.fullmesh:
+            for subflow in conn.path_subflows:
+                if all(subflow.remote_id != known for known, _ in targets):
+                    targets.append((subflow.remote_id, subflow.remote))
+        return targets
+
+    @staticmethod
+    def _laminar(conn: PathConnection, remote: Address) -> list[Endpoint]:
+        used = {subflow.local.ip for subflow in conn.path_subflows}
+        for endpoint in conn.host.local_addresses:
+            if endpoint.laminar and endpoint.ip not in used and len(endpoint.ip) == len(remote.ip):
+                return [endpoint]
+        return []
 
     def _retry(self, conn: PathConnection, key: tuple[int, int], now: float) -> None:
         local_id, remote_id = key
