@@ -216,6 +216,7 @@ TCP_KEYS: dict[str, _Reader] = {
     "initial_window": _int(1, 1000),
     "receive_buffer": _BUFFER,
     "receive_buffer_max": _BUFFER,
+    "memory": _int(0, 1 << 50),
     "send_buffer_max": _BUFFER,
     "min_rto": _num(0.01, 10),
     "max_rto": _num(1, 600),

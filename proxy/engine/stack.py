@@ -27,6 +27,7 @@ from proxy.tcp.config import TcpConfig
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
 from proxy.tcp.host import Packet, Pollable, Rng
+from proxy.tcp.memory import MemoryBudget
 from proxy.tcp.path_mtus import PathMtus
 from proxy.wire import icmp
 from proxy.wire.address import Address
@@ -75,6 +76,7 @@ class Stack:
         self.tcp_config = tcp_config or TcpConfig()
         self.mptcp_config = mptcp_config or MptcpConfig()
         self.counters = CounterTable()
+        self.memory = MemoryBudget(self.tcp_config.memory, self.counters)
         self.tokens: dict[int, MptcpConnection] = {}
         self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.local_addresses: Sequence[Endpoint] = ()

@@ -337,6 +337,7 @@ class MptcpConnection(FallingBack):
         self._pace_at = self._tail_at = INFINITE
         self._held = None
         self.tx.reinject.clear()
+        self.rx.release()
         self._forget_token()
 
     def _released(self) -> None:

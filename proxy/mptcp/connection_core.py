@@ -174,7 +174,7 @@ class ConnectionCore:
         config = self.tcp_config
         self.tx = DataSender()
         self.tx.start(self.local_key.idsn)
-        self.rx = DataReceiver(config.receive_buffer, config.receive_buffer_max)
+        self.rx = DataReceiver(config.receive_buffer, config.receive_buffer_max, self.host.memory)
         self.scheduler: Scheduler = create_scheduler(self.config.scheduler)
         self.pending = 0
         self.window_left = 0

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from proxy.mptcp.reassembly import Reassembly
+
+if TYPE_CHECKING:
+    from proxy.tcp.memory import MemoryBudget
 
 MASK64 = 0xFFFFFFFFFFFFFFFF
 _HALF32 = 0x80000000
@@ -26,18 +31,23 @@ class DataReceiver:
         "_copied",
         "_copied_before",
         "_idsn1",
+        "_least",
         "_measured_at",
+        "_reserved",
         "buffer",
         "buffer_max",
         "edge",
         "fin_at",
         "finished",
+        "memory",
         "stream",
     )
 
-    def __init__(self, buffer: int, buffer_max: int) -> None:
+    def __init__(self, buffer: int, buffer_max: int, memory: MemoryBudget) -> None:
         self.stream = Reassembly()
-        self.buffer = buffer
+        self.memory = memory
+        self._reserved = 0  # bytes of the host's budget
+        self._least = self.buffer = buffer
         self.buffer_max = max(buffer, buffer_max)
         self.edge = 0
         self.fin_at = -1
@@ -130,11 +140,42 @@ class DataReceiver:
         copied, before = self._copied, max(self._copied_before, self.buffer >> 3)
         self._copied = 0
         if copied <= self._copied_before:
+            if self.memory.tight:
+                self._shrink(copied)
             return
-        self._copied_before = copied
         # Twice what was read, and as much more as the sender is growing (tcp_rcv_space_adjust);
         # twice again, since a slow subflow's hole keeps back what the fast ones bring.
         space = 4 * copied + 16 * _MIN_SEGMENT
         space += max(0, space * (copied - before) // before)
-        if space > self.buffer:
-            self.buffer = min(space, self.buffer_max)
+        space = min(space, self.buffer_max)
+        if space > self.buffer and not self._grow(space):
+            return  # asks again while the rate is as high
+        self._copied_before = copied
+
+    def _grow(self, space: int) -> bool:
+        # False: not all of it was to be had.
+        more = space - self._least - self._reserved
+        granted = self.memory.take(more) if more > 0 else more
+        self._reserved += max(granted, 0)
+        self.buffer = max(self.buffer, min(space, self._least + self._reserved))
+        return granted >= more
+
+    def _shrink(self, copied: int) -> None:
+        # Others are short of what this one does not need. What was promised stays promised, and
+        # is given back as the peer uses it up.
+        enough = max(4 * copied + 16 * _MIN_SEGMENT, self._least)
+        if 2 * enough < self.buffer:
+            self.buffer = enough
+            self._copied_before = copied
+        stream = self.stream
+        held = stream.ready_bytes + max(self.edge - stream.rcv_nxt, 0)
+        unused = min(self._reserved + self._least - max(self.buffer, held), self._reserved)
+        if unused > 0:
+            self._reserved -= unused
+            self.memory.give_back(unused)
+
+    def release(self) -> None:
+        """Nothing more will be received."""
+        self.memory.give_back(self._reserved)
+        self._reserved = 0
+        self.buffer = self.buffer_max = self._least

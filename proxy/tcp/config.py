@@ -15,6 +15,8 @@ class TcpConfig:
     receive_buffer: int = 131072
     """Receive buffer at the start; grows to ``receive_buffer_max`` as the rate demands."""
     receive_buffer_max: int = 16 * 1024 * 1024
+    memory: int = 512 * 1024 * 1024
+    """By how much all receive buffers of a host together may grow beyond ``receive_buffer``."""
     send_buffer_max: int = 16 * 1024 * 1024
     min_rto: float = 0.2
     max_rto: float = 120.0

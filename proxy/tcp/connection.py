@@ -272,6 +272,7 @@ class TcpConnection(Handshake):
         """CLOSED: no timers, no buffers but what the application may still read."""
         self.state = CLOSED
         self._no_timers()
+        self._drop_receive_buffer()
         self._life_at = INFINITE
         self._unsent.clear()
         self._flight = []

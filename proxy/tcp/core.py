@@ -98,8 +98,8 @@ class ConnectionCore:
         # receiving
         "_received", "_reassembly", "_fin_at", "fin_received", "eof", "receivable",
         "_ack_state", "_ack_options_due", "_unacked_bytes", "_quick_acks", "_rcv_mss", "_dsack",
-        "_rcv_buffer", "_read_told", "_drs_at", "_drs_copied", "_drs_space", "_drs_rtt",
-        "_copied",
+        "_rcv_buffer", "_rcv_reserved", "_read_told", "_drs_at", "_drs_copied", "_drs_space",
+        "_drs_rtt", "_copied",
         # handshake
         "syn_payload", "syn_payload_acked", "syn_ack_payload", "_peer_scales", "_crossed",
         "_soft_error", "_syn_tries", "_syn_at", "_handshake_ack_due",
@@ -240,6 +240,7 @@ class ConnectionCore:
         self._rcv_mss = 536
         self._dsack: tuple[int, int] | None = None
         self._rcv_buffer: int = self.config.receive_buffer
+        self._rcv_reserved = 0  # bytes of the host's budget
         self._read_told = False
         self._drs_at = 0.0
         self._drs_rtt = 0.0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from proxy.tcp.config import TcpConfig
     from proxy.tcp.events import Event
+    from proxy.tcp.memory import MemoryBudget
     from proxy.tcp.path_mtus import PathMtus
 
 Packet = list[Any]
@@ -54,6 +55,8 @@ class Host(Protocol):
     tcp_config: TcpConfig
     secret: bytes
     """16 random bytes drawn once per host: key of ISNs and timestamp offsets (RFC 6528)."""
+    memory: MemoryBudget
+    """What the receive buffers of all connections may take together."""
     path_mtus: PathMtus
     """What was learnt of paths that carry less than the interface."""
 

@@ -188,15 +188,51 @@ class Receiver(Timeouts):
         copied = self._copied - self._drs_copied
         self._drs_copied = self._copied
         self._drs_at = now
+        memory = self.host.memory
         if copied <= self._drs_space:
+            if memory.tight:
+                self._shrink_receive_buffer(copied)
             return
         wanted = 2 * copied + 16 * self._rcv_mss
         if self._drs_space:
             wanted += 2 * wanted * (copied - self._drs_space) // self._drs_space
-        self._drs_space = copied
         wanted = min(wanted, self.config.receive_buffer_max)
-        if wanted > self._rcv_buffer:
-            self._rcv_buffer = wanted
+        if wanted > self._rcv_buffer and not self._grow_receive_buffer(wanted):
+            return  # asks again while the rate is as high
+        self._drs_space = copied
+
+    def _grow_receive_buffer(self, wanted: int) -> bool:
+        """False: not all of it was to be had."""
+        least = self.config.receive_buffer
+        more = wanted - least - self._rcv_reserved
+        granted = self.host.memory.take(more) if more > 0 else more
+        self._rcv_reserved += max(granted, 0)
+        self._rcv_buffer = max(self._rcv_buffer, min(wanted, least + self._rcv_reserved))
+        return granted >= more
+
+    def _shrink_receive_buffer(self, copied: int) -> None:
+        """Others are short of what this one does not need.
+
+        What was promised stays promised, and is given back as the peer uses it up.
+        """
+        least = self.config.receive_buffer
+        enough = max(2 * copied + 16 * self._rcv_mss, least)
+        if 2 * enough < self._rcv_buffer:
+            self._rcv_buffer = enough
+            self._drs_space = copied
+        promised = (self.rcv_right - self.rcv_nxt) & MASK
+        held = self.receivable + (promised if promised < HALF else 0)
+        unused = self._rcv_reserved + least - max(self._rcv_buffer, held)
+        if unused > 0:
+            unused = min(unused, self._rcv_reserved)
+            self._rcv_reserved -= unused
+            self.host.memory.give_back(unused)
+
+    def _drop_receive_buffer(self) -> None:
+        """Nothing more will be received."""
+        if self._rcv_reserved:
+            self.host.memory.give_back(self._rcv_reserved)
+            self._rcv_reserved = 0
 
     def _sample_receiver_rtt(self, seg: Segment, now: float) -> None:
         """The receiver's view of the RTT: the echo of our last ACK's timestamp (RFC 7323 §4)."""

@@ -96,7 +96,8 @@ class Segments(ConnectionCore):
             # No silly increase, and rounding must not take back what was promised; but rounding
             # up again and again must not creep beyond the buffer either.
             edge = (current + (1 << shift) - 1) >> shift << shift
-            if edge - window > 65536:
+            # (beyond what is reserved for it, where the buffer was made smaller since).
+            if edge - window > 65536 and edge - self._reserved_window() > 65536:
                 edge = current >> shift << shift
         else:
             edge = window >> shift << shift
@@ -105,6 +106,9 @@ class Segments(ConnectionCore):
         if edge > current:
             self.rcv_right = (rcv_nxt + edge) & MASK
         return edge
+
+    def _reserved_window(self) -> int:
+        return self.config.receive_buffer + self._rcv_reserved - self.receivable
 
     def _ack_was_sent(self) -> None:
         self._ack_state = ACK_NONE

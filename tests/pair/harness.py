@@ -16,6 +16,7 @@ from proxy.seg import Segment, gro_merge, parse
 from proxy.tcp.config import TcpConfig
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
+from proxy.tcp.memory import MemoryBudget
 from proxy.tcp.path_mtus import PathMtus
 from proxy.tcp.states import State
 from proxy.wire.address import Address
@@ -43,6 +44,7 @@ class TestHost:
         self.path_mtus = PathMtus()
         self.tcp_config = config or TcpConfig()
         self.counters = CounterTable()
+        self.memory = MemoryBudget(self.tcp_config.memory, self.counters)
         self.sent: list[list[Any]] = []
         self.events: list[tuple[Any, Event]] = []
         self.woken: dict[Any, None] = {}
