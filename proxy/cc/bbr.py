@@ -276,6 +276,8 @@ class Bbr(CongestionControl):
         self._ack_phase = ACKS_STOPPING
         model.start_round()
         self._enter(DOWN)
+        # For those who ask whether this is still slow start: below what PROBE_RTT leaves.
+        self.ssthresh = min(self._probe_rtt_cwnd(), self.cwnd)
 
     def _start_cruise(self) -> None:
         model = self.model

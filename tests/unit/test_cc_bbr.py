@@ -119,6 +119,7 @@ def test_startup_drain_and_probing_follow_each_other() -> None:
     # The queue is gone when DRAIN ends, so that DOWN, which would drain it, is over at once.
     assert path.states[:5] == [b.STARTUP, b.DRAIN, b.CRUISE, b.REFILL, b.UP]
     assert path.states[5:7] == [b.DOWN, b.CRUISE]
+    assert path.cc.ssthresh < path.cc.cwnd  # no slow start any more
     assert path.cc.model.max_bw == pytest.approx(2e6, rel=0.02)
     assert path.cc.model.min_rtt == pytest.approx(0.0407, rel=0.05)
 
