@@ -75,6 +75,13 @@ class CongestionControl:
         self.ssthresh = max(self.cwnd // 2, 2 * self.mss)
         self.cwnd = self.ssthresh
 
+    def on_mark(self, now: float) -> None:
+        """The peer got packets with a congestion mark (RFC 3168 §6.1.2); once per window.
+
+        Base: as a loss. The connection softens what Reno or Cubic do to it (RFC 8511).
+        """
+        self.on_congestion(now)
+
     def on_rto(self, now: float) -> None:
         """The retransmission timer fired for the first time in a row (RFC 5681 §3.1)."""
         self.on_congestion(now)

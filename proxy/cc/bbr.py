@@ -34,6 +34,7 @@ FULL_BW_GROWTH = 1.25
 FULL_BW_ROUNDS = 3
 STARTUP_LOSS_EVENTS = 6
 PROBE_RTT_TIME = 0.2
+MARK_BETA = 0.85
 QUANTUM = 0.001  # seconds of the rate that leave as one super-segment
 MAX_QUANTUM = 65536
 
@@ -115,6 +116,15 @@ class Bbr(CongestionControl):
     def on_congestion(self, now: float) -> None:
         """Fast recovery begins; ``on_lost`` has told all that matters."""
         self._save_for_undo()
+
+    def on_mark(self, now: float) -> None:
+        """A queue was marked: no more probing now, and less in flight until the next probe."""
+        sample = self.sample
+        if self.state == STARTUP:
+            self._full_bw_reached = self.model.max_bw > 0.0
+        elif self._probe_samples:
+            self._too_high(sample.in_flight, sample.app_limited)
+        self.model.bound_inflight(sample.in_flight, MARK_BETA)
 
     def on_rto(self, now: float) -> None:
         self._save_for_undo()

@@ -186,6 +186,11 @@ class BbrModel:
         self.bw_latest = 0.0
         self.inflight_latest = 0
 
+    def bound_inflight(self, in_flight: int, factor: float) -> None:
+        """What is in flight now, or fills the pipe at the least, is too much by ``factor``."""
+        now = max(in_flight, int(min(self.bdp(self.bw), INFINITE)))
+        self.inflight_lo = max(int(min(self.inflight_lo, now) * factor), self.min_pipe)
+
     def _adapt_lower_bounds(self) -> None:
         # DEVIATION from the draft, which reacts to any loss of a round: at 1 % of random loss each
         # round has one, and the bounds would shrink round by round until the next probe. Loss

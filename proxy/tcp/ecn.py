@@ -59,7 +59,7 @@ class Ecn(Recovery):
         congestion = self.congestion
         before = congestion.cwnd
         avoiding = before >= congestion.ssthresh
-        congestion.on_congestion(now)
+        congestion.on_mark(now)
         gentle = int(before * ABE_BETA)
         if avoiding and congestion.cwnd < gentle:
             congestion.cwnd = congestion.ssthresh = gentle

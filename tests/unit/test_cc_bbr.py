@@ -178,6 +178,30 @@ def test_two_segments_lost_are_no_proof_on_a_small_window() -> None:
     assert not model.too_high(1000 * MSS, 15 * MSS)
 
 
+def test_marks_end_startup_and_leave_less_in_flight_until_the_next_probe() -> None:
+    path = Path(2e6, 0.04)
+    path.run(0.3)
+    assert path.cc.state == b.STARTUP
+    path.cc.on_mark(path.now)
+    path.run(0.1)
+    assert path.cc.state != b.STARTUP
+    path.run(1.0)
+    before = path.in_flight
+    path.cc.on_mark(path.now)
+    path.run(0.08)
+    assert path.in_flight <= 0.9 * before
+    assert path.cc.model.max_bw > 1.5e6
+    path.run(5.0)
+    assert path.run(1.0) > 0.9 * 2e6
+
+
+def test_a_mark_is_a_loss_to_other_controls() -> None:
+    for name in ("reno", "cubic", "lia"):
+        cc = create(name, MSS, INITIAL)
+        cc.on_mark(1.0)
+        assert cc.cwnd < INITIAL
+
+
 def test_undo_takes_back_the_bounds() -> None:
     path = Path(2e6, 0.04)
     path.run(4.0)
