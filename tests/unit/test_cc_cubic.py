@@ -13,10 +13,11 @@ from proxy.cc.reno import Reno
 
 MSS = 1448
 INITIAL = 10 * MSS
+LOSS_BASED = ["reno", "cubic", "lia", "olia", "balia"]
 
 
 def test_registry_knows_the_built_in_controls_and_takes_new_ones() -> None:
-    assert {"cubic", "reno"} <= set(names())
+    assert {"balia", "bbr", "cubic", "lia", "olia", "reno"} <= set(names())
     assert isinstance(create("cubic", MSS, INITIAL), Cubic)
     with pytest.raises(KeyError):
         create("no-such-control", MSS, INITIAL)
@@ -24,7 +25,7 @@ def test_registry_knows_the_built_in_controls_and_takes_new_ones() -> None:
     assert isinstance(create("mine", MSS, INITIAL), Reno)
 
 
-@pytest.mark.parametrize("name", ["reno", "cubic"])
+@pytest.mark.parametrize("name", LOSS_BASED)
 def test_slow_start_doubles_per_round(name: str) -> None:
     cc = create(name, MSS, INITIAL)
     for _ in range(10):
@@ -32,7 +33,7 @@ def test_slow_start_doubles_per_round(name: str) -> None:
     assert cc.cwnd == 2 * INITIAL
 
 
-@pytest.mark.parametrize("name", ["reno", "cubic"])
+@pytest.mark.parametrize("name", LOSS_BASED)
 def test_unused_window_does_not_grow(name: str) -> None:
     cc = create(name, MSS, INITIAL)
     for i in range(100):
@@ -40,7 +41,7 @@ def test_unused_window_does_not_grow(name: str) -> None:
     assert cc.cwnd == INITIAL
 
 
-@pytest.mark.parametrize("name", ["reno", "cubic"])
+@pytest.mark.parametrize("name", LOSS_BASED)
 def test_undo_restores_what_was_before(name: str) -> None:
     cc = create(name, MSS, INITIAL)
     cc.cwnd = 100 * MSS
