@@ -62,6 +62,7 @@ _FORMAT = 1
 _TOKEN = struct.Struct("!BBH8sI12s")
 _LABEL_C2S = b"mptcp-proxy c2s v1\0"
 _LABEL_S2C = b"mptcp-proxy s2c v1\0"
+_LABEL_KNOCK = b"mptcp-proxy knock v1\0"
 _LABEL_CHALLENGE = b"mptcp-proxy challenge v1\0"
 _HKDF_SALT = b"mptcp-proxy convert v1"
 _PROOF_ROOM = tlv.HEADER_LENGTH + 4 + Proof.NONCE_LENGTH + Proof.TAG_LENGTH
@@ -115,6 +116,11 @@ class _Key:
         """The MAC of a reply, given with zeros in its place."""
         data = _LABEL_S2C + request_tag + reply
         return hmac.digest(self._auth, data, "sha256")[: Proof.TAG_LENGTH]
+
+    def knock(self, isn: int) -> int:
+        """The timestamp (u32) of a SYN of ours with that sequence number."""
+        data = _LABEL_KNOCK + self._service + isn.to_bytes(4, "big")
+        return int.from_bytes(hmac.digest(self._auth, data, "sha256")[:4], "big")
 
     def seal_reply(self, request_tag: bytes, tlvs: Iterable[tlv.Tlv], nonce: bytes) -> bytes:
         """The reply of ``tlvs`` and a proof, which comes last."""
@@ -174,6 +180,11 @@ class Client:
         cookie = Cookie(head + challenge + bytes(TAG_LENGTH))
         message = tlv.build((Connect(destination), cookie))
         return message[:-TAG_LENGTH] + self._key.request_tag(message)
+
+    def knock(self, isn: int) -> int:
+        """The timestamp by which a SYN with sequence number ``isn`` shows that it is ours, should
+        the path eat its payload (``Door.knows``)."""
+        return self._key.knock(isn)
 
     def check_reply(self, request: bytes, reply: bytes, wall_time: float) -> Reply:
         """Reads the ``reply`` (exactly one message) to our ``request``.
@@ -304,6 +315,17 @@ class Door:
             _tag=token.tag,
             _key=key,
         )
+
+    def knows(self, isn: int, timestamp: int) -> bool:
+        """Whether a SYN without payload is a client's: its timestamp is a MAC of its number.
+
+        It says no more than that a SYN+ACK may be sent; the message that follows is verified as
+        any other. A replay tells whoever saw the SYN only what it has seen.
+        """
+        found = False
+        for _, key in self._keys.values():
+            found |= key.knock(isn) == timestamp
+        return found
 
     def _authenticate(self, message: bytes, framed: list[tlv.RawTlv]) -> tuple[_Token, str, _Key]:
         cookie = next((raw for raw in framed if raw.type == Cookie.type), None)

@@ -168,12 +168,21 @@ class Stack:
         return connection
 
     def connect_mptcp(
-        self, local_ip: bytes, remote: Address, now: float, syn_payload: bytes, uplink: str
+        self,
+        local_ip: bytes,
+        remote: Address,
+        now: float,
+        syn_payload: bytes,
+        uplink: str,
+        stamp: Callable[[int], int] | None = None,
     ) -> MptcpConnection:
-        """Open an MPTCP connection whose initial subflow leaves from ``local_ip``."""
+        """Open an MPTCP connection whose initial subflow leaves from ``local_ip``.
+
+        ``stamp``: see ``TcpConnection.connect``.
+        """
         local = self.open_local_port(local_ip, remote)
         return MptcpConnection.connect(
-            self, local, remote, now, syn_payload=syn_payload, uplink=uplink
+            self, local, remote, now, syn_payload=syn_payload, uplink=uplink, stamp=stamp
         )
 
     def open_local_port(self, local_ip: bytes, remote: Address) -> Address:

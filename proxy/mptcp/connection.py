@@ -23,6 +23,8 @@ from proxy.wire.mptcp_options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.mptcp.host import MptcpHost
     from proxy.mptcp.subflow import Subflow
     from proxy.seg import Segment
@@ -52,11 +54,13 @@ class MptcpConnection(FallingBack):
         now: float,
         syn_payload: bytes = b"",
         uplink: str | None = None,
+        stamp: Callable[[int], int] | None = None,
     ) -> MptcpConnection:
         """Open a connection whose initial subflow goes from ``local`` to ``remote``.
 
         ``syn_payload`` travels in the SYN, outside the data sequence space (RFC 8684 App. B.2);
         what the SYN-ACK leaves unacknowledged of it becomes the first bytes of the stream.
+        ``stamp``: see ``TcpConnection.connect``.
         """
         key = keys.generate(host.rng, host.tokens)
         avoided = host.blackhole.active(local.ip, remote.ip, now)
@@ -83,7 +87,7 @@ class MptcpConnection(FallingBack):
                 if avoided
                 else "MPTCP is off or there is no unique token"
             )
-        subflow.connect(now, syn_payload)
+        subflow.connect(now, syn_payload, stamp)
         return self
 
     @classmethod
@@ -223,8 +227,25 @@ class MptcpConnection(FallingBack):
             self.host.wake(self)
 
     def close(self, now: float) -> None:
-        """``shutdown_write``, and nothing will be received any more."""
+        """``shutdown_write``, and nothing will be received any more.
+
+        Data that comes later ends the connection by MP_FASTCLOSE (RFC 1122 §4.2.2.13); for a peer
+        that does not finish in its turn we wait ``fin_timeout``.
+        """
+        if self.state in (State.CLOSED, State.LISTEN, State.SYN_SENT):
+            self.abort(now)
+            return
+        self._now = now
+        self._closed_by_app = True
+        self.receive(self.receivable)
         self.shutdown_write()
+        self._await_peer(now)
+
+    def _await_peer(self, now: float) -> None:
+        # FIN_WAIT_2 is bounded once nobody reads any more.
+        if self._closed_by_app and self.tx.fin_acked and not self.rx.finished:
+            self._life_at = now + self.tcp_config.fin_timeout
+            self.arm()
 
     def abort(self, now: float) -> None:
         """MP_FASTCLOSE on every subflow (RST form, as Linux; FC-02); no event follows."""
@@ -272,6 +293,7 @@ class MptcpConnection(FallingBack):
 
     def _data_done(self, now: float) -> None:
         self._follow_fins()
+        self._await_peer(now)
         if not (self.tx.fin_acked and self.rx.finished) or self.state is State.CLOSED:
             return
         # Both DATA_FINs are acknowledged: the subflows close by themselves (App. D).
@@ -352,6 +374,11 @@ class MptcpConnection(FallingBack):
             subflow = self.doomed.pop()
             if subflow.state is not State.CLOSED:
                 self.reset_subflow(subflow, subflow.reset_reason, now)
+        if self._late_data and self.state is not State.CLOSED:
+            self.host.counters.add("TCPAbortOnData")
+            self.host.event(self, Event.CLOSED)
+            self.abort(now)
+            return
         if self.state is not State.CLOSED:
             self._pump(now)
         for subflow in list(self.subflows):
@@ -403,7 +430,12 @@ class MptcpConnection(FallingBack):
         """No subflow for ``close_timeout`` (FIN-04), or subflows that do not get closed."""
         self._life_at = INFINITE
         if self.state is not State.CLOSED:
-            if any(subflow.fully_established for subflow in self.subflows):
+            mute = self._closed_by_app and self.tx.fin_acked
+            if not mute and any(subflow.fully_established for subflow in self.subflows):
+                return
+            if mute:
+                self.host.event(self, Event.CLOSED)
+                self.abort(now)
                 return
             self.error = Failure(errno.ETIMEDOUT)
             self._end()

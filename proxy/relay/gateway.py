@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 # Per client: conversations that wait for their server, and all that are open.
 MAX_OPENING = 4096
 MAX_FLOWS = 65536
-# Bare SYNs answered per second, from anywhere: bounds what a flood of them costs.
-BARE_SYN_RATE = 1000.0
+# Bare SYNs looked at per second, from anywhere: bounds what a flood of them costs.
+BARE_SYN_RATE = 200.0
 # ICMP codes that stand for what a kernel socket says (RFC 1812 §5.2.7.1).
 _ICMP_CODES = {
     errno.ENETUNREACH: 0,
@@ -185,7 +185,9 @@ class GatewayRelay:
     def _on_bare_syn(self, syn: Segment, now: float) -> None:
         """A path that eats SYN payloads, or a stranger: nothing is kept until a message comes."""
         self.stack.counters.add("ConvertSynWithoutMessage")
-        if self.config.listen.late_convert and self._bare_syns.take(now):
+        if not self.config.listen.late_convert or not self._bare_syns.take(now):
+            return
+        if syn.ts_val >= 0 and self._door.knows(syn.seq, syn.ts_val):
             self._cookies.answer(syn, now)
 
     def _on_late_message(self, segment: Segment, now: float) -> bool:

@@ -272,7 +272,7 @@ class LanRelay:
         early = request if uplink.takes_syn_data(now) else b""
         try:
             stream = self.stack.connect_mptcp(
-                uplink.local_ip, self.gateway, now, early, uplink.name
+                uplink.local_ip, self.gateway, now, early, uplink.name, self.client.knock
             )
         except OSError as error:
             log.warning("uplink %s: %s", uplink.name, error)

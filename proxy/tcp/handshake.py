@@ -25,6 +25,8 @@ from proxy.tcp.states import State
 from proxy.wire.tcp_options import SynOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.seg import Segment
 
 HALF = 0x80000000
@@ -37,13 +39,18 @@ class Handshake(Receiver):
 
     __slots__ = ()
 
-    def connect(self, now: float, syn_payload: bytes = b"") -> None:
+    def connect(
+        self, now: float, syn_payload: bytes = b"", stamp: Callable[[int], int] | None = None
+    ) -> None:
         """Send a SYN, with ``syn_payload`` in it (RFC 7413 without a cookie).
 
         The payload is the start of the byte stream. ``syn_payload_acked`` says afterwards how
-        much of it the SYN-ACK acknowledged; the rest is sent again as ordinary data.
+        much of it the SYN-ACK acknowledged; the rest is sent again as ordinary data. ``stamp``
+        makes the timestamp (u32) of the SYN from its sequence number; the clock goes on from it.
         """
         self._begin(now)
+        if stamp is not None and self.timestamps:
+            self._syn_stamp = stamp(self.iss)
         self.syn_payload = syn_payload
         self.state = State.SYN_SENT
         self.snd_nxt = (self.iss + 1 + len(syn_payload)) & MASK
@@ -88,6 +95,8 @@ class Handshake(Receiver):
         §4.1.3), nor a lossy one make the far end miss what it needs to answer.
         """
         payload = b"" if self._syn_tries % 2 else self.syn_payload
+        if self._syn_stamp >= 0:
+            self._ts_offset = (self._syn_stamp - int(now * 1000.0)) & MASK
         options = self._syn_segment_options(
             now, self.rcv_wscale if self.config.window_scale else -1
         )

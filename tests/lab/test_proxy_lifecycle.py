@@ -75,11 +75,7 @@ def test_gateway_restart_ends_old_connections_and_takes_new_ones(lab: Topology) 
 @pytest.mark.lab("tcpdump", "tshark")
 @pytest.mark.parametrize("late_convert", [True, False])
 def test_stranger_gets_silence(lab: Topology, tmp_path: Path, late_convert: bool) -> None:
-    """A wrong secret is not answered by a single packet.
-
-    With ``late_convert`` the bare SYN that the proxy tries next has shown no secret yet: that
-    alone gets a SYN-ACK, and what follows silence again.
-    """
+    """A wrong secret is not answered by a single packet, nor is the bare SYN that comes next."""
     both = Boxes(lab, proxy={"secret_file": "wrong.key"}, gateway={"late_convert": late_convert})
     both.write_secret("wrong.key", 2)
     both.start()
@@ -91,10 +87,8 @@ def test_stranger_gets_silence(lab: Topology, tmp_path: Path, late_convert: bool
             lab.client.connect(SERVER4, server.port, timeout=4)
         assert server.peers == []
     assert capture.count(f"tcp.dstport == {PORT} and tcp.flags.syn == 1 and tcp.len > 0") > 0
-    answers = capture.fields(f"tcp.srcport == {PORT}", "tcp.flags.syn", "tcp.ack")
-    if not late_convert:
-        assert answers == []
-    assert all(answer == ["1", "1"] for answer in answers)
+    assert capture.count(f"tcp.dstport == {PORT} and tcp.flags.syn == 1 and tcp.len == 0") > 0
+    assert capture.count(f"tcp.srcport == {PORT}") == 0
     both.stop()
 
 

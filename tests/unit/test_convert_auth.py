@@ -424,3 +424,20 @@ def test_nonces_are_forgotten_after_two_generations_at_the_latest() -> None:
     assert cache.add(b"a", b"2", 120) is Seen.NEW
     assert cache.add(b"a", b"3", 1000) is Seen.NEW
     assert len(cache) == 1
+
+
+def test_a_syn_without_payload_is_known_by_its_timestamp() -> None:
+    client = Client("home-1", SECRET, "gw")
+    clients = [ClientConfig("other", OTHER_SECRET), ClientConfig("home-1", SECRET)]
+    door = Door(clients, bytes(32), STARTED, "gw")
+    stamp = client.knock(0x12345678)
+    assert 0 <= stamp <= 0xFFFFFFFF
+    assert door.knows(0x12345678, stamp)
+    assert not door.knows(0x12345679, stamp)
+    assert not door.knows(0x12345678, stamp ^ 1)
+
+
+def test_a_knock_of_a_stranger_or_for_another_service_is_not_known() -> None:
+    door = Door([ClientConfig("home-1", SECRET)], bytes(32), STARTED, "gw")
+    assert not door.knows(7, Client("home-1", OTHER_SECRET, "gw").knock(7))
+    assert not door.knows(7, Client("home-1", SECRET, "elsewhere").knock(7))
