@@ -160,11 +160,11 @@ class Reassembly:
                 self.duplicates += 1
                 payload = _trim(payload, covered - start, end - start)
                 start = covered
+        self.queued += 1
         if index == len(starts):
-            self.tails += 1
+            self.tails += index > 0  # as in the kernel, the first one is no tail
             self._place(index, start, payload)
             return
-        self.queued += 1
         while start < end:
             bound = starts[index] if index < len(starts) else end
             if bound > start:

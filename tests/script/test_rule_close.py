@@ -253,7 +253,7 @@ def test_opt_02_nothing_outside_the_window_is_acted_on(script: MptcpScript) -> N
     key = script.conn.local_key.key
     far = script.first.seq + (1 << 30)
     script.first.inject(options=MpFastclose(key).build(), seq=far)
-    script.first.inject("R", options=MpFastclose(key).build(), seq=far)
+    script.first.inject("R", options=MpFastclose(PEER_KEY).build(), seq=far)
     script.first.inject(options=MpFail(0).build(), seq=far)
     assert script.conn.state is State.ESTABLISHED
     assert script.conn.fallback is Fallback.NONE

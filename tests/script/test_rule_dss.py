@@ -364,3 +364,23 @@ def test_wnd_06_data_is_kept_until_the_connection_acknowledges_it(script: MptcpS
     data = [bytes(seg.payload) for seg in leg.take() if seg.length]
     assert b"precious" in data
     assert Event.RESET not in script.events
+
+
+def test_pieces_that_wait_are_counted(script: MptcpScript) -> None:
+    leg = script.joined()
+    for at, ssn in ((10, 1), (20, 2), (15, 3)):
+        leg.inject(payload=b"x", options=script.dss(at=at, ssn=ssn, length=1, ack=0))
+    assert script.count("OFOQueue") == 3
+    assert script.count("OFOQueueTail") == 1
+
+
+def test_wnd_04_the_window_of_the_connection_lifts_that_of_a_subflow() -> None:
+    script = MptcpScript.client(mptcp=config(), window=1000)
+    leg = script.joined()
+    script.first.inject(options=script.dss(ack=0), window=1000)
+    leg.inject(options=script.dss(ack=0), window=60_000)
+    script.first.inject(options=script.dss(ack=0), window=1000)
+    leg.subflow.backup = True
+    script.send(bytes(5000))
+    assert sum(seg.length for seg in script.first.take()) == 5000
+    assert script.count("SndWndShared") >= 1

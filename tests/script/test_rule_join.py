@@ -316,3 +316,35 @@ def test_addr_06_mp_prio_changes_its_own_subflow_alone() -> None:
     script.conn.set_backup(leg.subflow, True, script.now)
     assert option_of(leg.last(), MpPrio).backup
     assert not leg.subflow.peer_backup
+
+
+def test_addr_02_a_join_to_another_port_is_counted() -> None:
+    script = MptcpScript.client(mptcp=config())
+    local, remote = Address(OURS_2, 41000), Address(script.conn.remote.ip, 9000)
+    script.conn.open_subflow(local, remote, script.now, local_id=2, remote_id=5)
+    script.flush()
+    leg = script.leg(local, remote)
+    leg.inject("SA", options=script.join_syn_ack(leg))
+    assert script.count("MPJoinPortSynAckRx") == 1
+
+
+def test_rm_subflow_counts_what_we_remove_ourselves() -> None:
+    script = MptcpScript.client(mptcp=config())
+    leg = script.joined()
+    script.conn.close_subflow(leg.subflow, script.now)
+    assert any(seg.flags & 1 for seg in leg.take())
+    assert script.count("RmSubflow") == 1
+    other = script.joined_by_peer()
+    other.inject("FA")
+    assert script.count("RmSubflow") == 1
+
+
+def test_sec_05_resets_of_guessed_tokens_are_limited() -> None:
+    script = MptcpScript.server(mptcp=config())
+    for port in range(1000):
+        script.half_joined_by_peer(Address(b"\x0a\x02\x00\x09", 1000 + port), token=port)
+    resets = sum(bool(seg.flags & 4) for leg in script.legs.values() for seg in leg.take())
+    assert 0 < resets <= 500
+    assert script.stack.counters["ResetsSuppressed"] == 1000 - resets
+    leg = script.half_joined_by_peer(Address(b"\x0a\x02\x00\x09", 52000))
+    assert has_option(leg.next(), MpJoinSynAck), "who knows the token is served all the same"

@@ -122,3 +122,16 @@ def test_stale_loss_cnt_time_outs_make_a_subflow_stale(limit: int, stale_after: 
                     script.first.inject(options=script.dss(ack=0))
         assert leg.subflow.stale == (count >= stale_after)
     assert script.count("SubflowStale") == (1 if stale_after < 99 else 0)
+
+
+def test_any_ack_of_a_stale_subflow_makes_it_usable_again() -> None:
+    script = MptcpScript.client(mptcp=config())
+    leg = script.joined()
+    script.first.subflow.backup = script.first.subflow.peer_backup = True
+    script.send(bytes(1000))
+    leg.take()
+    script.sleep(2.0)
+    assert leg.subflow.stale
+    leg.inject(options=script.dss(ack=1000))
+    assert not leg.subflow.stale
+    assert script.count("SubflowRecover") == 1
