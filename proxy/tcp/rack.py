@@ -42,8 +42,9 @@ class Rack(Output):
         """``tx`` was newly acknowledged or SACKed (RFC 8985 §6.2 steps 1-3)."""
         end = tx.end
         if tx.retransmitted:
-            # Which copy was it? Not the last one if the echo is older, or if it came too soon.
-            if ts_ecr >= 0:
+            # Which copy was it? Not the last one if the echo is older, or if it came too soon. But
+            # behind a hole the echo stands still and tells nothing (RFC 7323 §4.3).
+            if ts_ecr >= 0 and not tx.sacked:
                 sent_ts = (int(tx.sent_at * 1000.0) + self._ts_offset) & MASK
                 if (ts_ecr - sent_ts) & HALF:
                     return
