@@ -112,7 +112,7 @@ def test_lost_repairs_are_repaired_without_a_time_out() -> None:
     # echo of timestamps stands still, but SACK says which repairs arrived.
     pair = run(PROFILES["jittery"], App(payload(6 * MB)), False)
     retransmitted = pair.server_counters["TcpRetransSegs"]
-    assert retransmitted > 50
+    assert retransmitted > 30
     assert pair.server_counters.get("TCPTimeouts", 0) == 0
 
 
