@@ -68,8 +68,8 @@ class Reassembly:
             payload = payload[: edge - start]
             end = edge
         if start < nxt:
-            self.duplicates += 1
             if end <= nxt:
+                self.duplicates += 1
                 return 0
             payload = _trim(payload, nxt - start, end - start)
             start = nxt
@@ -125,7 +125,6 @@ class Reassembly:
         before = self.rcv_nxt
         first = starts[0]
         if end > first:
-            self.duplicates += 1
             rest = _trim(payload, first - before, end - before)
             payload = payload[: first - before]
             self._hold(first, end, rest)
@@ -157,7 +156,6 @@ class Reassembly:
                 self.duplicates += 1
                 return
             if covered > start:
-                self.duplicates += 1
                 payload = _trim(payload, covered - start, end - start)
                 start = covered
         self.queued += 1

@@ -296,3 +296,20 @@ def test_opt_04_and_spc_every_segment_of_ours_fits_and_mixes_only_what_may_be_mi
     for seg in came:
         subtypes = [subtype_of(raw) for raw in seg.mptcp] + [2] * seg.dss_count
         assert compatible(subtypes), subtypes
+
+
+def test_echoes_and_removals_that_find_no_room_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = joining(add_addr_accepted=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "flush", lambda: None)  # all of them arrive in one batch
+        for number in range(12):
+            ip = bytes((10, 9, 2, number))
+            script.first.inject(options=announcement(script, 20 + number, ip))
+    script.flush()
+    assert script.count("EchoAddTx") == 8
+    assert script.count("EchoAddTxDrop") == 4
+    script.first.inject("R", seq=script.first.seq)
+    script.conn.withdraw(5, script.now)
+    assert script.count("RmAddrTxDrop") == 1

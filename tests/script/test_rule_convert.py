@@ -23,7 +23,17 @@ from proxy.config import (
     UplinkConfig,
 )
 from proxy.convert.auth import Client, Door, Reply
-from proxy.convert.tlv import Connect, Cookie, Error, ErrorCode, TcpOption, build
+from proxy.convert.tlv import (
+    Connect,
+    Cookie,
+    Error,
+    ErrorCode,
+    Info,
+    SupportedTcpExtensions,
+    TcpOption,
+    Unknown,
+    build,
+)
 from proxy.engine.syncookies import SynCookies
 from proxy.mptcp.connection import MptcpConnection
 from proxy.mptcp.notes import Fallback
@@ -93,6 +103,13 @@ class Gateway(MptcpScript):
         self.first.seq = 1 + len(self.request + data)
         return self.first
 
+    def ask_with(self, *tlvs: Any) -> None:
+        """A SYN with these TLVs and the client's proof."""
+        token = self.client.request(SERVER, self.wall, bytes(12))[4 + 20 + 4 : -16]
+        message = build((*tlvs, Cookie(token + bytes(16))))
+        self.request = message[:-16] + self.client._key.request_tag(message)
+        self.first.inject("S", options=self.capable(b""), payload=self.request)
+
     def answered(self, stream: ByteStream | None, code: int = 0) -> None:
         """The server's answer to the newest attempt."""
         self.dials[-1].done(stream, code)
@@ -150,14 +167,41 @@ def test_cv_07_what_the_server_says_is_told_and_never_followed_by_a_rst(
     assert not any(seg.flags & 4 for seg in leg.take())
 
 
+def test_cv_02_who_asks_what_is_supported_is_told() -> None:
+    gate = Gateway()
+    gate.ask_with(Info())
+    message = gate.reply(bytes(gate.first.next().payload)).message
+    told = message.find(SupportedTcpExtensions)
+    assert told is not None
+    assert 30 in told.kinds
+    assert gate.dials == []
+
+
+@pytest.mark.parametrize(
+    ("tlvs", "code"),
+    [
+        ((Connect(SERVER), Connect(SERVER)), ErrorCode.MALFORMED_MESSAGE),
+        ((Unknown(200, bytes(2)),), ErrorCode.UNSUPPORTED_MESSAGE),
+        ((Connect(Address(b"\x7f\0\0\1", 80)),), ErrorCode.MALFORMED_MESSAGE),
+        ((Connect(Address(b"\x0a\0\0\1", 80)),), ErrorCode.NOT_AUTHORIZED),
+        ((Connect(HERE),), ErrorCode.NOT_AUTHORIZED),
+    ],
+    ids=["twice", "unknown", "loopback", "private", "itself"],
+)
+def test_cv_02_and_15_what_may_not_be_asked_for_is_refused(
+    tlvs: tuple[Any, ...], code: ErrorCode
+) -> None:
+    gate = Gateway()
+    gate.ask_with(*tlvs)
+    error = gate.reply(bytes(gate.first.next().payload)).error
+    assert error is not None
+    assert error.code == code
+    assert gate.dials == []
+
+
 def test_cv_05_options_towards_the_server_are_refused() -> None:
     gate = Gateway()
-    plain = gate.client.request(SERVER, gate.wall, bytes(12))
-    head = plain[4 + 20 + 4 : -16]
-    cookie = Cookie(head + bytes(16))
-    message = build((Connect(SERVER, (TcpOption(30),)), cookie))
-    gate.request = message[:-16] + gate.client._key.request_tag(message)
-    gate.first.inject("S", options=gate.capable(b""), payload=gate.request)
+    gate.ask_with(Connect(SERVER, (TcpOption(30),)))
     error = gate.reply(bytes(gate.first.next().payload)).error
     assert error is not None
     assert (error.code, error.detail[:1]) == (ErrorCode.UNSUPPORTED_TCP_OPTION, b"\x1e")

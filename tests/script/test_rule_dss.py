@@ -154,7 +154,7 @@ def test_dss_09_the_first_copy_of_a_byte_wins(script: MptcpScript) -> None:
     assert (last.ack - leg.isn) & 0xFFFFFFFF == 7, "and the subflow acknowledges it all the same"
     leg.inject(payload=b"FIRST", options=script.dss(at=0, ssn=7, length=5, ack=0))
     assert script.read() == b""
-    assert script.count("DuplicateData") >= 1
+    assert script.count("DuplicateData") == 1
 
 
 def test_dss_10_data_beyond_the_window_is_not_taken(script: MptcpScript) -> None:
