@@ -216,7 +216,9 @@ class Bbr(CongestionControl):
             and model.high_loss_round()
         ):
             self._full_bw_reached = True
-            model.inflight_hi = max(int(model.bdp(model.max_bw)), model.inflight_latest)
+            # Without a round trip (all was sent twice, no timestamps) what has arrived must do.
+            full = model.bdp(model.max_bw)
+            model.inflight_hi = max(int(full) if full < INFINITE else 0, model.inflight_latest)
         if self._full_bw_reached:
             self._enter(DRAIN)
 

@@ -202,6 +202,25 @@ def test_a_mark_is_a_loss_to_other_controls() -> None:
         assert cc.cwnd < INITIAL
 
 
+def test_loss_in_startup_without_any_round_trip_is_survived() -> None:
+    cc = b.Bbr(MSS, INITIAL)
+    sample = cc.sample
+    now = 1.0
+    for _ in range(20):
+        for _ in range(6):
+            cc.on_lost(MSS, 10 * MSS, 6 * MSS, False)
+        sample.prior = sample.delivered
+        sample.acked = MSS
+        sample.delivered += MSS
+        sample.lost = 6 * MSS
+        sample.rate = 1e5
+        sample.recovering = True
+        now += 0.1
+        cc.on_delivery(sample, now)
+        assert cc.cwnd >= 4 * MSS
+    assert cc.state != b.STARTUP
+
+
 def test_undo_takes_back_the_bounds() -> None:
     path = Path(2e6, 0.04)
     path.run(4.0)
