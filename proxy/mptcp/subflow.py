@@ -435,6 +435,10 @@ class Subflow(SubflowCore):
                 if position < count:
                     conn.on_plain_data(memoryview(payload)[position:], now)
                 return
+            if conn.failing:
+                if position < count and not conn.hold(memoryview(payload)[position:]):
+                    self.doom(REASON_MIDDLEBOX)
+                return
 
     def _collect(self, mapping: RxMapping, piece: memoryview, have: int, now: float) -> None:
         # DSS-06: the whole mapping is verified before any of it is delivered.
