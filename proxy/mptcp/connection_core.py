@@ -66,10 +66,12 @@ class ConnectionCore:
         "__weakref__",
         "_backoff",
         "_blocked",
+        "_closed_by_app",
         "_fail_at",
         "_held",
         "_held_bytes",
         "_last_rx",
+        "_late_data",
         "_life_at",
         "_limit",
         "_notes",
@@ -181,6 +183,8 @@ class ConnectionCore:
         self.backlogged = False
         self._limit = 0
         self._blocked = False
+        self._closed_by_app = False
+        self._late_data = False
         self._told = False
         self.receivable = 0
         self.eof = False

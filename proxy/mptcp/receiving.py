@@ -54,7 +54,9 @@ class Receiving(Sending):
             self._count_disorder()
             return
         self.receivable = stream.ready_bytes
-        if not self._told:
+        if self._closed_by_app:
+            self._late_data = True  # acted on by ``poll``: TCP's receive path must find its state
+        elif not self._told:
             self._told = True
             self.host.event(self, Event.READABLE)
         if stream.rcv_nxt == rx.fin_at and not rx.finished:
@@ -83,7 +85,9 @@ class Receiving(Sending):
         if rx.finished or not rx.append(payload):
             return
         self.receivable = rx.stream.ready_bytes
-        if not self._told:
+        if self._closed_by_app:
+            self._late_data = True
+        elif not self._told:
             self._told = True
             self.host.event(self, Event.READABLE)
 

@@ -396,7 +396,10 @@ class Sending(ConnectionCore):
         if self.fallback is not Fallback.NONE:
             for subflow in self.usable_subflows():
                 self.tx.fin_sent = True
-                subflow.shutdown_write()
+                if self._closed_by_app:
+                    subflow.close(now)  # TCP deals with what comes later
+                else:
+                    subflow.shutdown_write()
             return
         if not self.fully_established:
             self._ask_for_proof(now)

@@ -90,11 +90,14 @@ class TcpConnection(Handshake):
         self._wake()
 
     def close(self, now: float) -> None:
-        """Send FIN and read no more: later data is answered by RST."""
+        """Send FIN and read no more: later data is answered by RST.
+
+        A SYN-ACK that was sent stands (RFC 9293 §3.10.4): its payload and what is queued arrive.
+        """
         self._closed_by_app = True
         self._received.clear()
         self.receivable = 0
-        if self.state in OPENING:
+        if self.state in OPENING and self.state is not State.SYN_RECEIVED:
             self.abort(now)
             return
         self.shutdown_write()
