@@ -172,7 +172,7 @@ class Paths(Receiving):
             self.host.counters.add("MPTcpExtMPJoinRejected")
             self.host.reset(syn, now, MpTcprst(REASON_RESOURCES, transient=True).build())
             return
-        if not self.may_join(now, None):
+        if not self.may_join(now, None) and self._replaceable(join.address_id, None) is None:
             self.host.counters.add("MPTcpExtMPJoinRejected")
             self.host.reset(syn, now, MpTcprst(REASON_PROHIBITED, transient=True).build())
             return
@@ -225,8 +225,11 @@ class Paths(Receiving):
                 if other is not subflow:
                     other.doom(REASON_MIDDLEBOX)
             self._stop_holding()
+        if not subflow.active:
+            self._make_room(subflow)
         subflow.fully_established = True
-        self._life_at = INFINITE
+        if not self._closed_by_app:
+            self._life_at = INFINITE
         self.contiguous = False
         self._usable = None
         self.note(Note(Event.SUBFLOW_ESTABLISHED, subflow.local, subflow.remote, subflow.remote_id))
@@ -236,6 +239,26 @@ class Paths(Receiving):
         self.path_manager.on_subflow_established(self, subflow, now)
         self._relieve(subflow, now)
         self.host.wake(self)
+
+    def _replaceable(self, remote_id: int, joining: Subflow | None) -> Subflow | None:
+        # A peer whose paths broke comes back before we have noticed that they did: the subflow
+        # that makes no progress, or else that of the same address of his, is the old one.
+        same = None
+        for subflow in self.subflows:
+            if subflow is joining or subflow.active or subflow.closing or subflow.doomed:
+                continue
+            if subflow.stale or subflow.rto_count > 1:
+                return subflow
+            if subflow.remote_id == remote_id and subflow.fully_established:
+                same = subflow
+        return same
+
+    def _make_room(self, joining: Subflow) -> None:
+        # Only now that the HMAC is right, or a stranger could end subflows.
+        if len(self.path_subflows) > self.limits.subflows + 1:
+            old = self._replaceable(joining.remote_id, joining)
+            if old is not None:
+                old.doom(REASON_PERFORMANCE)
 
     # -- trouble --------------------------------------------------------------------------------
 
