@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.tcp.events import Event
+from proxy.tcp.states import State
 
 if TYPE_CHECKING:
     from proxy.engine.stack import Application
@@ -42,6 +43,7 @@ class End:
         self.eof_events = 0
         self.terminal: Event | None = None
         self.aborted = False
+        self.closed = False
         self.done_at: float | None = None
         self.progress_at = world.now
         self.room_at = world.now
@@ -66,6 +68,8 @@ class End:
             self._take(taken)
         if self.plan.abort == "time":
             self.world.after(self.plan.abort_at, self._abort)
+        elif self.plan.abort == "close":
+            self.world.after(self.plan.abort_at, self._close)
 
     def on_event(self, kind: Event) -> None:
         """An event of the connection."""
@@ -81,6 +85,8 @@ class End:
             return
         if kind is Event.ESTABLISHED:
             self._on_established()
+        elif self.closed:
+            return
         elif self.terminal is not None and kind in (Event.WRITABLE, Event.EOF):
             raise Failure(f"{self.name}: {kind.name} after {self.terminal.name}")
         elif kind is Event.READABLE:
@@ -108,6 +114,8 @@ class End:
     def _end(self, kind: Event) -> None:
         self.terminal = kind
         self.done_at = self.world.now
+        if self.closed:
+            return
         # What came in order before may still be read.
         self._reading_paused = False
         conn = self.conn
@@ -126,6 +134,18 @@ class End:
         self.done_at = self.world.now
         self.world.log(f"{self.name} aborts")
         conn.abort(self.world.now)
+
+    def _close(self) -> None:
+        """Finish what is written, and read no more."""
+        if self.terminal is not None:
+            return
+        conn = self.conn
+        assert conn is not None
+        self.closed = self.finished = True
+        self.world.log(f"{self.name} closes")
+        conn.close(self.world.now)
+        if conn.state is State.CLOSED:
+            self.done_at = self.world.now
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -206,7 +226,7 @@ class End:
 
     def _read_on(self) -> None:
         conn = self.conn
-        if conn is None or self.aborted:
+        if conn is None or self.aborted or self.closed:
             return
         plan = self.plan
         while conn.receivable and not self._reading_paused and not self._read_waiting:
@@ -262,7 +282,7 @@ class End:
 
     def _check_eof(self) -> None:
         conn = self.conn
-        if conn is None or self.got_eof or self.aborted or not conn.eof:
+        if conn is None or self.got_eof or self.aborted or self.closed or not conn.eof:
             return
         peer = self.peer
         if not peer.finished or self.read != peer.written:
@@ -281,7 +301,7 @@ class End:
 
     def starved(self) -> bool:
         """It would read, and there is something to come."""
-        if self.terminal is not None or self.aborted or self.got_eof:
+        if self.terminal is not None or self.aborted or self.closed or self.got_eof:
             return False
         if self.conn is None or not self.established:
             return False
@@ -308,7 +328,15 @@ class End:
         """For messages."""
         conn = self.conn
         state = conn.state.name if conn is not None else "none"
-        ended = "aborted" if self.aborted else self.terminal.name if self.terminal else "open"
+        ended = (
+            "aborted"
+            if self.aborted
+            else "closed"
+            if self.closed
+            else self.terminal.name
+            if self.terminal
+            else "open"
+        )
         return (
             f"{self.name}: {ended}, state {state}, wrote {self.written}/{len(self.out)}"
             f"{' fin' if self.finished else ''}, read {self.read}/{len(self.peer.out)}"

@@ -18,6 +18,7 @@ _WATCH = 0.25
 _LOOK_INTO = 64  # steps between two looks into the connections' memory
 _SLACK = 65536 + 65535  # a super-segment and the rounding of the window scale
 _PATIENCE = 2.5
+_PATIENCE_SHARED = 8.0
 _PATIENCE_LOSSY = 40.0
 _PATIENCE_DEAD = 75.0
 _LOSSY = 0.02
@@ -44,8 +45,9 @@ class Judge:
         self.world = world
         self._next = world.now
         self._watches = [_Watch(world.now) for _ in world.flows]
-        lossy = world.scenario.loss > _LOSSY
-        self.patience = _PATIENCE_LOSSY if lossy else _PATIENCE
+        self.patience = _PATIENCE if len(world.flows) == 1 else _PATIENCE_SHARED
+        if world.scenario.loss > _LOSSY:
+            self.patience = _PATIENCE_LOSSY
         self.changed = 0
 
     @property
@@ -197,6 +199,8 @@ class Judge:
         client, server = flow.client, flow.server
         if not flow.over:
             raise Failure(f"nothing happens any more: {client.describe()}; {server.describe()}")
+        if client.closed or server.closed:
+            return  # how it ends depends on what was still to come
         if client.aborted or server.aborted:
             self._judge_abort(client, server)
             return

@@ -113,7 +113,8 @@ class EndPlan:
     after the last byte was written (``finish`` "sent"), or after the peer's end ("eof").
     ``read_limit`` bytes at most per read, reads ``read_gap`` seconds apart; no reading for
     ``pause`` seconds once ``pause_at`` bytes were read. ``abort``: "", "time", "written" or "read"
-    with ``abort_at`` seconds or bytes.
+    with ``abort_at`` seconds or bytes; "close" is no abort, but neither writes nor reads any more
+    after ``abort_at`` seconds.
     """
 
     size: int = 0
@@ -221,7 +222,7 @@ def _path(rng: random.Random, theme: str, v6: bool) -> PathPlan:
     rate = 0.0 if rng.random() < 0.1 else _log(rng, 0.5e6, 200e6)
     delay = 0.0 if rng.random() < 0.05 else _log(rng, 0.0005, 0.12)
     queue = 0
-    if rate and rng.random() < 0.9:
+    if rate and (rate < 1e7 or rng.random() < 0.8):
         queue = max(12, int(rate * _log(rng, 0.01, 0.3) / 12000))
     plan = PathPlan(
         rate_up=rate,
@@ -416,8 +417,8 @@ def _slow_reader(rng: random.Random, end: EndPlan) -> EndPlan:
 
 
 def _aborting(rng: random.Random, end: EndPlan) -> EndPlan:
-    kind = rng.choice(("time", "written", "read"))
-    if kind == "time":
+    kind = rng.choice(("time", "written", "read", "close"))
+    if kind in ("time", "close"):
         return replace(end, abort=kind, abort_at=_log(rng, 0.01, 3.0))
     if kind == "written":
         return replace(end, abort=kind, abort_at=float(rng.randrange(end.size + 1)))
