@@ -7,8 +7,12 @@ One JSON object per line. A request has ``command``, may have an ``id`` (which c
     {"version": 1, "id": 1, "result": {...}}
     {"version": 1, "id": 2, "error": {"code": "unknown-command", "message": "..."}}
 
-``version`` changes when a field changes its meaning or goes away, not when one is added. Sizes are
-bytes, times seconds, addresses text.
+After ``subscribe`` events follow, each a line of its own, between replies if there are any::
+
+    {"version": 1, "event": "sub-established", "time": 1764000000.5, "token": "0a1b2c3d", ...}
+
+The commands are described in docs/control.md. ``version`` changes when a field changes its meaning
+or goes away, not when one is added. Sizes are bytes, times seconds, addresses text.
 """
 
 from __future__ import annotations
@@ -97,7 +101,21 @@ class StatusSource(Protocol):
     def __call__(self) -> Mapping[str, object]: ...
 
 
-ErrorName = Literal["bad-request", "too-long", "unknown-command", "failed", "busy"]
+EVENTS = (
+    "created",
+    "established",
+    "closed",
+    "announced",
+    "removed",
+    "sub-established",
+    "sub-closed",
+    "sub-priority",
+    "listener-created",
+    "listener-closed",
+)
+"""Events, named as in the kernel's ``mptcp_pm`` specification."""
+
+ErrorName = Literal["bad-request", "too-long", "unknown-command", "refused", "failed", "busy"]
 
 
 class ReplyError(TypedDict):
@@ -105,6 +123,8 @@ class ReplyError(TypedDict):
 
     code: ErrorName
     message: str
+    errno: NotRequired[str]
+    """With ``refused``: what the kernel would answer, ``EINVAL`` for example."""
 
 
 class Reply(TypedDict):

@@ -13,9 +13,22 @@ import stat
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from proxy.control.schema import MAX_LINE, VERSION, ErrorName, Reply, ReplyError, StatusSource
+from proxy.control.fields import CommandError
+from proxy.control.schema import (
+    EVENTS,
+    MAX_LINE,
+    VERSION,
+    ErrorName,
+    Reply,
+    ReplyError,
+    StatusSource,
+)
 from proxy.errors import DeviceError
+
+if TYPE_CHECKING:
+    from proxy.control.events import EventHub
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +38,57 @@ Command = Callable[[Mapping[str, object]], object]
 MAX_PEERS = 32
 IDLE_TIMEOUT = 300.0  # seconds that a peer may keep the connection without a request
 WRITE_TIMEOUT = 10.0  # seconds that a peer may take to read a reply
+MAX_BACKLOG = 4 * 1024 * 1024  # bytes that a subscriber may leave unread before events are lost
 _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python has no name for it
+
+
+class Subscriber:
+    """A peer that asked for events: writes them in between its replies."""
+
+    def __init__(self, writer: asyncio.StreamWriter, hub: EventHub) -> None:
+        self._transport = writer.transport
+        self._hub = hub
+        self._names: frozenset[str] = frozenset()
+        self._lost = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether it asked for any event."""
+        return bool(self._names)
+
+    def subscribe(self, request: Mapping[str, object]) -> object:
+        """The ``subscribe`` command: ``events`` names what is wanted, all by default."""
+        wanted = request.get("events", list(EVENTS))
+        if not isinstance(wanted, list) or not wanted or not set(map(str, wanted)) <= set(EVENTS):
+            raise CommandError("EINVAL", f"events must be a list of {', '.join(EVENTS)}")
+        self._names = frozenset(wanted)
+        self._hub.subscribe(self._deliver)
+        return {"events": [name for name in EVENTS if name in self._names]}
+
+    def stop(self) -> None:
+        """No more events."""
+        self._hub.unsubscribe(self._deliver)
+
+    def _deliver(self, name: str, line: bytes) -> None:
+        if name not in self._names or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > MAX_BACKLOG:
+            self._lost += 1
+            return
+        if self._lost:
+            # As ENOBUFS of a netlink socket: what the subscriber knows is out of date.
+            lost = {"version": VERSION, "event": "overrun", "lost": self._lost}
+            self._transport.write(json.dumps(lost).encode() + b"\n")
+            self._lost = 0
+        self._transport.write(line)
 
 
 class ControlServer:
     """Answers requests (see ``schema``) on the UNIX socket ``path``.
 
-    ``status`` is called for each ``status`` request; ``commands`` adds others. The socket has mode
-    0660, its directory, if it has to be made, 0750; root, our user and our group may talk.
+    ``status`` is called for each ``status`` request; ``commands`` adds others; ``events`` is where
+    ``subscribe`` gets its events from. The socket has mode 0660, its directory, if it has to be
+    made, 0750; root, our user and our group may talk.
     """
 
     def __init__(
@@ -40,8 +96,10 @@ class ControlServer:
         path: Path,
         status: StatusSource,
         commands: Mapping[str, Command] | None = None,
+        events: EventHub | None = None,
     ) -> None:
         self._path = path
+        self._events = events
         self._commands: dict[str, Command] = {"status": lambda request: status()}
         self._commands.update(commands or {})
         self._server: asyncio.Server | None = None
@@ -126,9 +184,23 @@ class ControlServer:
                 writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        subscriber = None if self._events is None else Subscriber(writer, self._events)
+        try:
+            await self._serve_requests(reader, writer, subscriber)
+        finally:
+            if subscriber is not None:
+                subscriber.stop()
+
+    async def _serve_requests(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        subscriber: Subscriber | None,
+    ) -> None:
         while True:
+            patient = subscriber is not None and subscriber.active
             try:
-                async with asyncio.timeout(IDLE_TIMEOUT):
+                async with asyncio.timeout(None if patient else IDLE_TIMEOUT):
                     line = await reader.readline()
             except ValueError:
                 message = f"a request may have {MAX_LINE} bytes"
@@ -136,9 +208,9 @@ class ControlServer:
                 return
             if not line.endswith(b"\n"):
                 return
-            await _send(writer, self.answer(line))
+            await _send(writer, self.answer(line, subscriber))
 
-    def answer(self, line: bytes) -> Reply:
+    def answer(self, line: bytes, subscriber: Subscriber | None = None) -> Reply:
         """The reply to one request."""
         try:
             request = json.loads(line)
@@ -149,12 +221,19 @@ class ControlServer:
         number = request.get("id")
         if request.get("version", VERSION) != VERSION:
             return _failure(number, "bad-request", f"only version {VERSION} is spoken here")
-        command = self._commands.get(request["command"])
+        commands = self._commands
+        if subscriber is not None:
+            commands = {**commands, "subscribe": subscriber.subscribe}
+        command = commands.get(request["command"])
         if command is None:
-            known = ", ".join(sorted(self._commands))
+            known = ", ".join(sorted(commands))
             return _failure(number, "unknown-command", f"known commands: {known}")
         try:
             return {"version": VERSION, "id": number, "result": command(request)}
+        except CommandError as error:
+            reply = _failure(number, "refused", str(error))
+            reply["error"]["errno"] = error.errno_name
+            return reply
         except Exception as error:  # a command must not take the daemon down
             log.exception("control command %s failed", request["command"])
             return _failure(number, "failed", f"{type(error).__name__}: {error}")

@@ -85,14 +85,14 @@ def _connection(
     state = "UNCONN"
     if isinstance(stream, MptcpConnection):
         subflows = stream.subflows
-        state = _state(stream.state)
+        state = state_name(stream.state)
         if stream.fallback is Fallback.NONE:
             token = f"{stream.local_key.token:08x}"
         else:
             fallback = stream.fallback_reason or stream.fallback.value
     elif isinstance(stream, TcpConnection):
         subflows = (stream,)
-        state = _state(stream.state)
+        state = state_name(stream.state)
         fallback = "plain TCP"
     return {
         "id": flow.id,
@@ -113,7 +113,7 @@ def _subflow(subflow: TcpConnection) -> SubflowStatus:
         "local": str(subflow.local),
         "remote": str(subflow.remote),
         "uplink": subflow.uplink if isinstance(subflow, Subflow) else None,
-        "state": _state(subflow.state),
+        "state": state_name(subflow.state),
         "backup": isinstance(subflow, Subflow) and (subflow.backup or subflow.peer_backup),
         "stale": isinstance(subflow, Subflow) and subflow.stale,
         "srtt": subflow.srtt or None,
@@ -145,5 +145,6 @@ def _uplink(
     }
 
 
-def _state(state: State) -> str:
+def state_name(state: State) -> str:
+    """As ``ss`` writes it."""
     return _STATE_NAMES.get(state) or state.name.replace("_", "-")

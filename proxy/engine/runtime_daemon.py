@@ -15,6 +15,7 @@ import uvloop
 
 from proxy.config import MAX_UPLINKS, GatewayConfig, ProxyConfig
 from proxy.control import notify
+from proxy.control.plane import ControlPlane
 from proxy.control.schema import StatusSource
 from proxy.control.server import ControlServer
 from proxy.control.status import gateway_status, proxy_status
@@ -126,9 +127,9 @@ async def _serve_on(
     loop = asyncio.get_running_loop()
     stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), _mptcp_settings(config))
     runtime = Runtime(loop, device, stack)
-    source, refreshed = _start_role(config, runtime)
+    plane, source, refreshed = _start_role(config, runtime)
     follower = Follower(loop, setup, refreshed)
-    control = ControlServer(config.control.socket, source)
+    control = ControlServer(config.control.socket, source, plane.commands(), plane.events)
     try:
         await control.start()
         # What exists now lives as long as the process: keep the collector off it.
@@ -163,22 +164,30 @@ def _mptcp_settings(config: ProxyConfig | GatewayConfig) -> MptcpConfig:
 
 def _start_role(
     config: ProxyConfig | GatewayConfig, runtime: Runtime
-) -> tuple[StatusSource, Callable[[], None]]:
-    """Start the relay; returns its status, and what is to be done when the host changed."""
+) -> tuple[ControlPlane, StatusSource, Callable[[], None]]:
+    """Start the relay; returns its control, its status, and what to do when the host changed."""
     stack = runtime.stack
     now = time.monotonic
+    manager = config.mptcp.get("path_manager", "kernel")
+    source: StatusSource
     if isinstance(config, ProxyConfig):
         proxy = LanRelay(config, stack, time.time, now())
+        source = lambda: proxy_status(proxy, now())  # noqa: E731
+        plane = ControlPlane(stack, lambda: proxy.flows, source, now, runtime.turn, manager)
         runtime.start(proxy)
-        return lambda: proxy_status(proxy, now()), lambda: None
+        return plane, source, lambda: None
     gateway = GatewayRelay(config, stack, runtime.dial, now, time.time)
 
     def learn_addresses() -> None:
         gateway.policy.own_addresses = own_addresses() | frozenset(config.listen.addresses)
 
     learn_addresses()
+    source = lambda: gateway_status(gateway, now())  # noqa: E731
+    plane = ControlPlane(
+        stack, lambda: gateway.flows, source, now, runtime.turn, manager, config.listen.addresses
+    )
     runtime.start(gateway)
-    return lambda: gateway_status(gateway, now()), learn_addresses
+    return plane, source, learn_addresses
 
 
 def ready_line(config: ProxyConfig | GatewayConfig) -> str:

@@ -40,6 +40,11 @@ class Blackhole:
         self._records: dict[tuple[bytes, bytes], _Record] = {}
         self._good: dict[tuple[bytes, bytes], None] = {}
 
+    def reset(self, timeout: float) -> None:
+        """Start anew with another first period, as writing the sysctl does in the kernel."""
+        self.timeout = timeout
+        self._records.clear()
+
     def active(self, local_ip: bytes, remote_ip: bytes, now: float) -> bool:
         """Whether a new connection should do without MPTCP."""
         record = self._records.get((local_ip, remote_ip))

@@ -212,6 +212,10 @@ class PathManager:
         """Whether the peer may add one more subflow."""
         return False
 
+    def announcements(self) -> tuple[int, int]:
+        """How many addresses we announced, and how many of the peer's were accepted."""
+        return 0, 0
+
     def next_timeout(self) -> float | None:
         """When ``on_timer`` is due; None: never."""
         return None

@@ -164,6 +164,10 @@ class KernelPathManager(PathManager):
         """Additional subflows of both directions count (EP-02)."""
         return self._has_room(conn)
 
+    def announcements(self) -> tuple[int, int]:
+        """Both as the limits count them."""
+        return len(self._announced or ()), len(self._accepted or ())
+
     # -- time ---------------------------------------------------------------------------------
 
     def next_timeout(self) -> float | None:

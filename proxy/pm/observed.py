@@ -123,6 +123,10 @@ class ObservedPathManager(PathManager):
         """As ``inner``."""
         return self.inner.accepts_join(conn, now)
 
+    def announcements(self) -> tuple[int, int]:
+        """As ``inner``."""
+        return self.inner.announcements()
+
     def next_timeout(self) -> float | None:
         """As ``inner``."""
         return self.inner.next_timeout()

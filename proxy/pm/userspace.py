@@ -53,6 +53,10 @@ class UserspacePathManager(PathManager):
         """Only while somebody listens; limits are his affair."""
         return self._observer is not None and self._observer.listening
 
+    def announcements(self) -> tuple[int, int]:
+        """What a program accepts are its subflows, so that is not counted."""
+        return sum(entry.signal for entry in self.addresses.values()), 0
+
     # -- commands -------------------------------------------------------------------------------
 
     def announce(self, conn: PathConnection, wanted: LocalAddress, now: float) -> None:
