@@ -1,0 +1,163 @@
+"""Scripts of what the seeded simulation (``tests/sim``) has found in the MPTCP engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from proxy.mptcp.notes import Fallback
+from proxy.seg import DSS_ACK, DSS_FIN
+from proxy.tcp.events import Event
+from proxy.tcp.states import State
+from proxy.wire.address import Address
+from proxy.wire.mptcp_options import MpCapable, MpFastclose
+from proxy.wire.tcp_options import sack_option
+from tests.script.mptcp_harness import SECOND, TCP, MptcpScript, config, has_option
+
+THIRD = Address(SECOND.ip, SECOND.port + 1)
+
+
+@pytest.fixture
+def script() -> MptcpScript:
+    return MptcpScript.client(mptcp=config())
+
+
+def sack(script: MptcpScript, left: int, right: int) -> bytes:
+    """A SACK block of the peer."""
+    iss = script.first.iss
+    return sack_option([(iss + left & 0xFFFFFFFF, iss + right & 0xFFFFFFFF)], 40)
+
+
+def test_a_client_without_data_asks_a_mute_server_for_proof_and_then_finishes() -> None:
+    script = MptcpScript.client(proven=False, mptcp=config())
+    script.conn.shutdown_write()
+    probe = script.first.last()
+    assert has_option(probe, MpCapable)
+    assert (probe.seq - script.first.iss) & 0xFFFFFFFF == 0  # left of the window: to be answered
+    script.first.inject(options=script.dss(ack=0))
+    assert script.first.last().dss_flags & DSS_FIN
+
+
+def test_the_request_for_proof_is_repeated() -> None:
+    script = MptcpScript.client(proven=False, mptcp=config())
+    script.conn.shutdown_write()
+    script.first.take()
+    script.sleep(10.0)
+    assert any(has_option(seg, MpCapable) for seg in script.first.take())
+
+
+def test_a_tiny_send_buffer_still_takes_bytes() -> None:
+    script = MptcpScript.client(mptcp=config(), tcp=replace(TCP, send_buffer_max=1000))
+    assert script.conn.send_room() > 0
+    script.send(bytes(script.conn.send_room()))
+    assert script.conn.send_room() == 0
+    script.first.inject(options=script.dss(ack=1000))
+    assert script.events[-1] is Event.WRITABLE
+
+
+def test_an_ack_with_sack_blocks_and_no_dss_is_no_stripped_option(script: MptcpScript) -> None:
+    script.send(b"x" * 100)
+    script.first.take()
+    script.first.inject(options=sack(script, 1, 101))
+    script.sleep(5.0)
+    assert script.conn.fallback is Fallback.NONE
+
+
+def test_the_first_answer_of_all_may_be_one_with_sack_alone() -> None:
+    script = MptcpScript.client(proven=False, mptcp=config())
+    script.send(b"x" * 100)
+    script.first.take()
+    script.first.inject(options=sack(script, 51, 101), ack=1)
+    assert script.conn.fallback is Fallback.NONE
+
+
+def test_a_new_data_ack_is_told_although_sack_takes_its_place(script: MptcpScript) -> None:
+    # Out of order on one subflow all the time, while the other brings the stream forward.
+    leg = script.joined()
+    options = script.dss(at=1000, ssn=1001, length=10)
+    script.first.inject(options=options, payload=b"y" * 10, seq=script.first.seq + 1000)
+    for at in range(0, 200, 10):
+        script.first.take()
+        leg.inject(options=script.dss(at=at, ssn=at + 1, length=10), payload=b"x" * 10)
+        again = script.dss(at=1000, ssn=1001, length=10)
+        script.first.inject(options=again, payload=b"y" * 10, seq=script.first.seq + 1000)
+        told = [s.data_ack for s in script.first.take() + leg.take() if s.dss_flags & DSS_ACK]
+        assert script.dsn(at + 10) in told
+
+
+def test_the_timer_is_armed_anew_when_its_back_off_ends(script: MptcpScript) -> None:
+    script.send(b"x" * 100)
+    script.conn.shutdown_write()
+    script.flush()
+    script.sleep(30.0)  # no answer: all time-outs back off
+    script.first.take()
+    script.first.inject(options=script.dss(ack=100))
+    script.sleep(3.0)
+    assert any(seg.dss_flags & DSS_FIN for seg in script.first.take())
+
+
+def test_fastclose_counts_on_a_reset_that_only_fits_the_window(script: MptcpScript) -> None:
+    option = MpFastclose(script.conn.local_key.key).build()
+    script.first.inject("R", options=option, seq=script.first.seq + 500)
+    assert script.conn.state is State.CLOSED
+    assert Event.RESET in script.events
+
+
+def test_a_peer_that_returns_takes_the_place_of_its_old_subflow() -> None:
+    script = MptcpScript.server(mptcp=config(subflows=1))
+    old = script.joined_by_peer(SECOND, address_id=3)
+    new = script.joined_by_peer(THIRD, address_id=3)
+    assert old.dead()
+    assert not new.dead()
+
+
+def test_a_stranger_takes_no_place() -> None:
+    script = MptcpScript.server(mptcp=config(subflows=1))
+    old = script.joined_by_peer(SECOND, address_id=3)
+    script.half_joined_by_peer(THIRD, address_id=3)
+    script.sleep(5.0)
+    assert not old.dead()
+
+
+def test_data_after_close_is_answered_by_fastclose(script: MptcpScript) -> None:
+    script.conn.close(script.now)
+    script.first.take()
+    script.first.inject(options=script.dss(at=0, ssn=1, length=4), payload=b"late")
+    assert has_option(script.first.last(), MpFastclose)
+    assert script.events[-1] is Event.CLOSED
+
+
+def test_a_mute_peer_is_given_up_after_close(script: MptcpScript) -> None:
+    script.conn.close(script.now)
+    script.flush()
+    script.first.inject(options=script.dss(ack=1))
+    assert script.conn.state is State.FIN_WAIT_2
+    script.sleep(TCP.fin_timeout + 1.0)
+    assert script.conn.state is State.CLOSED
+    assert script.events[-1] is Event.CLOSED
+
+
+def test_a_join_that_is_never_confirmed_is_given_up(script: MptcpScript) -> None:
+    leg = script.joining()
+    leg.inject("SA", options=script.join_syn_ack(leg))
+    leg.take()
+    script.sleep(60.0)
+    assert leg.dead()
+
+
+def test_what_follows_a_bad_checksum_in_one_piece_is_held_with_it() -> None:
+    script = MptcpScript.client(mptcp=config(), checksum=True)
+    script.first.inject(options=script.dss(at=0, ssn=1, length=4, payload=b"good"), payload=b"good")
+    # The second mapping is known already when both come in one segment (a box has joined them).
+    start = script.first.seq
+    good = script.dss(at=8, ssn=9, length=4, payload=b"next")
+    bad = script.dss(at=4, ssn=5, length=4, payload=b"sent")
+    script.first.inject(options=good, payload=b"next", seq=start + 4)
+    script.first.inject(options=bad, payload=b"SENTnext", seq=start)
+    assert script.read() == b"good"
+    script.first.seq = start + 8
+    infinite = script.dss(at=12, ssn=13, length=0, checksum=0)
+    script.first.inject(options=infinite, payload=b"more")
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
+    assert script.read() == b"SENTnextmore"
