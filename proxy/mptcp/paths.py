@@ -352,10 +352,11 @@ class Paths(Receiving):
             return  # until the peer has answered MP_FAIL it may mean the end of the stream
         if self.state is State.CLOSED or subflow.closing:
             subflow.close(now)
-        elif self.may_close(subflow):
+        elif self.rx.fin_at < 0 and self.may_close(subflow):
             self.finish_subflow(subflow, now)
         else:
-            # Nothing else is left: keep it for sending until the data is through.
+            # Nothing else is left: keep it for sending until the data is through. Or the peer has
+            # said its DATA_FIN and closes its half of all subflows: we may still have to send.
             self._usable = None
 
     def on_subflow_gone(self, subflow: Subflow, now: float, failed: bool) -> None:

@@ -297,3 +297,31 @@ def test_rtx_04_fall_back_is_not_allowed_once_data_was_sent_again(script: MptcpS
     leg.inject(payload=b"no mapping")
     assert script.conn.fallback is Fallback.NONE
     assert leg.dead()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_fin_04_fins_behind_a_data_fin_leave_our_direction_open(
+    script: MptcpScript, together: bool
+) -> None:
+    leg = script.joined()
+    fin = script.dss(at=0, length=1, fin=True, ack=0)
+    if not together:
+        script.first.inject(options=fin)
+    script.first.inject("FA", options=fin)
+    leg.inject("FA", options=fin)
+    assert not any(seg.flags & FIN for one in (script.first, leg) for seg in one.take())
+    assert script.conn.state is State.CLOSE_WAIT
+    script.send(b"the other half")
+    finish(script)
+    came = [seg for one in (script.first, leg) for seg in one.take()]
+    assert b"the other half" in b"".join(bytes(seg.payload) for seg in came)
+    assert any(seg.dss_flags >= 0 and seg.dss_flags & DSS_FIN for seg in came)
+    for one in (script.first, leg):
+        one.inject(options=script.dss(ack=15))
+        assert any(seg.flags & FIN for seg in one.take())
+        one.inject()
+    assert script.conn.state is State.CLOSED
+    assert Event.CLOSED in script.events
+    script.sleep(100.0)
+    assert script.first.dead()
+    assert script.stack.next_timeout() is None
