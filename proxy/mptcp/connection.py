@@ -364,6 +364,10 @@ class MptcpConnection(FallingBack):
 
     def _released(self) -> None:
         self.host.forget(self)
+        # Subflows refer to us: without this only the garbage collector would free either, and it
+        # seldom gets as far as what has lived for some seconds.
+        self.doomed.clear()
+        self.initial = self._last_rx = self._usable = self._signals = None
 
     # -- engine ---------------------------------------------------------------------------------
 

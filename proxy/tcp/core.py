@@ -101,7 +101,8 @@ class ConnectionCore:
         "_rcv_buffer", "_rcv_reserved", "_read_told", "_drs_at", "_drs_copied", "_drs_space",
         "_drs_rtt", "_copied",
         # handshake
-        "syn_payload", "syn_payload_acked", "syn_ack_payload", "_syn_stamp", "_peer_scales", "_crossed",
+        "syn_payload", "syn_payload_acked", "syn_ack_payload", "_syn_stamp",
+        "_peer_scales", "_crossed",
         "_soft_error", "_syn_tries", "_syn_at", "_handshake_ack_due",
         # timers (``INFINITE`` = off)
         "_loss_at", "_loss_kind", "_rto_at", "_reorder_at", "_ack_at", "_pace_at", "_idle_at",
