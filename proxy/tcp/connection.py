@@ -121,6 +121,7 @@ class TcpConnection(Handshake):
 
     def on_segment(self, seg: Segment, now: float) -> None:
         """A segment of this connection arrived (RFC 9293 §3.10.7)."""
+        silence = now - self.last_received
         self.last_received = now
         state = self.state
         if state is not ESTABLISHED and state in OPENING:
@@ -144,6 +145,8 @@ class TcpConnection(Handshake):
             size = seg.gso_size or length
             if size > self._rcv_mss and size <= self.mss:
                 self._rcv_mss = size
+            if silence > self.rto:
+                self._after_silence()
             self._process_data(seg, now)
             if self.state is CLOSED:
                 return

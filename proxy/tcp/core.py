@@ -49,6 +49,9 @@ LOSS_TIMER_TLP = 2
 LOSS_TIMER_PERSIST = 3
 LOSS_TIMER_SYN = 4
 
+QUICK_ACKS = 16
+"""Segments acknowledged one by one at the start and after idle times (Linux: quickack mode)."""
+
 # How the next acknowledgement is due.
 ACK_NONE = 0
 ACK_DELAYED = 1
@@ -98,6 +101,7 @@ class ConnectionCore:
         # receiving
         "_received", "_reassembly", "_fin_at", "fin_received", "eof", "receivable",
         "_ack_state", "_ack_options_due", "_unacked_bytes", "_quick_acks", "_rcv_mss", "_dsack",
+        "_spoken",
         "_rcv_buffer", "_rcv_reserved", "_read_told", "_drs_at", "_drs_copied", "_drs_space",
         "_drs_rtt", "_copied",
         # handshake
@@ -238,7 +242,8 @@ class ConnectionCore:
         self._ack_state: int = ACK_NONE
         self._ack_options_due = False
         self._unacked_bytes = 0
-        self._quick_acks = 16
+        self._quick_acks = QUICK_ACKS
+        self._spoken = 0  # `bytes_sent` at the last data after a silence
         self._rcv_mss = 536
         self._dsack: tuple[int, int] | None = None
         self._rcv_buffer: int = self.config.receive_buffer
@@ -403,8 +408,8 @@ class ConnectionCore:
         """Send what may be sent."""
         raise NotImplementedError
 
-    def _probe_path(self, now: float) -> None:
-        """Send a segment larger than the path is known to carry, if that is due."""
+    def _probe_path(self, now: float) -> bool:
+        """Send a segment larger than the path is known to carry, if that is due; True: sent."""
         raise NotImplementedError
 
     def next_timeout(self) -> float | None:

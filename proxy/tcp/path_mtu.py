@@ -125,8 +125,8 @@ class PathMtu(Scoreboard):
 
     # -- probing --------------------------------------------------------------------------------
 
-    def _probe_path(self, now: float) -> None:
-        """Send a probe if one is due and nothing speaks against it (Linux: tcp_mtu_probe)."""
+    def _probe_path(self, now: float) -> bool:
+        """Send a probe if nothing speaks against it (Linux: tcp_mtu_probe); True: sent."""
         if (
             self._mtu_probe is not None
             or self._ca_state != CA_OPEN
@@ -134,13 +134,14 @@ class PathMtu(Scoreboard):
             or not self.sack_permitted
             or self._reassembly is not None
             or self._dsack is not None
+            or self._unsent.size <= self._effective_mss
         ):
-            return
+            return False
         goal = self._goal()
         size = (self._mtu + self._mtu_failed) // 2 if self._mtu_failed else goal
         if size <= self._mtu:
             self._mtu_search_at = INFINITE
-            return
+            return False
         seq = self.snd_nxt
         headers = self._headers()
         options = TS_OPTION if self.timestamps else 0
@@ -154,13 +155,14 @@ class PathMtu(Scoreboard):
             or self.cwnd - self.bytes_in_flight < length
             or self.cwnd < MIN_WINDOW * self._effective_mss
         ):
-            return
+            return False
         mss = self.mss
         self.mss = size - headers  # one segment on the wire, not two
         self._send_one(length, now)
         self.mss = mss
         self._mtu_probe = self._flight[-1]
         self._mtu_probe_size = size
+        return True
 
     def _judge_probe(self, now: float) -> None:
         """An ACK or a timer changed the scoreboard while a probe is out."""

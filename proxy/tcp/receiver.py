@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.tcp.core import ACK_DELAYED, ACK_NOW, FIN, INFINITE, MASK
+from proxy.tcp.core import ACK_DELAYED, ACK_NOW, FIN, INFINITE, MASK, QUICK_ACKS
 from proxy.tcp.reassembly import Reassembly
 from proxy.tcp.states import State
 from proxy.tcp.timeouts import Timeouts
@@ -67,6 +67,15 @@ class Receiver(Timeouts):
         if self._reassembly is not None and self._reassembly.ranges:
             self._drain(now)
         self._check_fin(now)
+
+    def _after_silence(self) -> None:
+        """Data after an idle time: its sender starts slowly again, and needs an ACK for each.
+
+        Not in a dialogue, where ACKs ride on the answers (Linux: tcp_event_data_recv, pingpong).
+        """
+        if self.bytes_sent == self._spoken:
+            self._quick_acks = QUICK_ACKS
+        self._spoken = self.bytes_sent
 
     def _accept(self, seq: int, payload: Buffer, length: int, now: float) -> None:
         """In-order bytes; decides when they are acknowledged (RFC 9293 §3.8.6.3)."""

@@ -62,10 +62,10 @@ class Segments(ConnectionCore):
             flags |= FIN | PSH
         elif not self._unsent.size:
             flags |= PSH
-        local = self.local
-        remote = self.remote
+        local_ip, local_port = self.local
+        remote_ip, remote_port = self.remote
         header = build_header(
-            local.ip, remote.ip, local.port, remote.port, seq, self.rcv_nxt, flags,
+            local_ip, remote_ip, local_port, remote_port, seq, self.rcv_nxt, flags,
             self._advertised_window() >> self.rcv_wscale, options, length, self.mss - len(options),
             tos,
         )  # fmt: skip
@@ -156,10 +156,10 @@ class Segments(ConnectionCore):
         self._ack_was_sent()
 
     def _send_bare(self, seq: int, ack: int, flags: int, window: int, options: bytes) -> None:
-        local = self.local
-        remote = self.remote
+        local_ip, local_port = self.local
+        remote_ip, remote_port = self.remote
         header = build_header(
-            local.ip, remote.ip, local.port, remote.port, seq, ack, flags, window, options, 0, 0
+            local_ip, remote_ip, local_port, remote_port, seq, ack, flags, window, options, 0, 0
         )
         self.host.transmit([header])
 
