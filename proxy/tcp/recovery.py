@@ -167,21 +167,9 @@ class Recovery(PathMtu):
             ):
                 self._mark_sacked(left, right, acked)
         rtt = self._rack_update(acked, seg, advance, dsack, now)
-        for tx in acked:
-            # Sent once, written off by the time-out, and yet delivered: RFC 5682 §3.
-            if tx.lost:
-                tx.lost = False
-                if not tx.retransmitted:
-                    original = True
+        if acked and self._take_delivered(acked, now):
+            original = True
         delivered = self._delivered - delivered_before
-        if delivered:
-            self._delivered_at = now
-        if acked:
-            newest = acked[-1]
-            for tx in acked:
-                if tx.delivered > newest.delivered:
-                    newest = tx
-            self._sample_rate(newest, now)
         if dsack:
             self._on_dsack(seg.sack[0], una)
         blackout = self.rto_count >= 2 and advance > 0
@@ -199,6 +187,24 @@ class Recovery(PathMtu):
         self._schedule_loss_timer(now)
         if advance:
             self._on_acked(now)
+
+    def _take_delivered(self, acked: list[Transmission], now: float) -> bool:
+        """A sample of the rate; True: something sent once was delivered after it was written off.
+
+        By a time-out, that is: it came too early (RFC 5682 §3).
+        """
+        self._delivered_at = now
+        original = False
+        newest = acked[-1]
+        for tx in acked:
+            if tx.lost:
+                tx.lost = False
+                if not tx.retransmitted:
+                    original = True
+            if tx.delivered > newest.delivered:
+                newest = tx
+        self._sample_rate(newest, now)
+        return original
 
     # -- congestion states ----------------------------------------------------------------------
 
