@@ -143,14 +143,17 @@ def to_client(pair: MptcpPair, options: bytes, flags: int = 16, data: bytes = b"
 def test_announced_addresses_are_bounded_and_a_flood_starts_no_flood_of_syns() -> None:
     config = MptcpConfig(subflows=8, add_addr_accepted=2)
     pair = idle(client=config)
-    before = pair.counters["MPTcpExtMPJoinSynTx"]
+    joined = set()
     for number in range(200):
         pair.inject(
             False, to_client(pair, signed(pair, number % 250 + 1, bytes((11, 0, 0, number))))
         )
         pair.run_for(0.001)
+        joined |= {s.remote.ip for s in pair.client.subflows if s.remote.ip[0] == 11}
     assert len(pair.client.remote_addresses) <= MAX_REMOTE_ADDRESSES
-    assert pair.counters["MPTcpExtMPJoinSynTx"] - before <= 2
+    assert len(joined) == 2
+    # A subflow that is lost meanwhile may be opened again; nothing else adds to the SYNs.
+    assert pair.counters["MPTcpExtMPJoinSynTx"] <= 1 + 2 + 2
     assert len(pair.client.notes) <= MAX_NOTES
 
 
