@@ -359,6 +359,13 @@ class Paths(Receiving):
             # said its DATA_FIN and closes its half of all subflows: we may still have to send.
             self._usable = None
 
+    def _close_finished(self, now: float) -> None:
+        if self.rx.fin_at >= 0:
+            return
+        for subflow in list(self.subflows):
+            if subflow.fin_received and not subflow.stale and not subflow.closing:
+                self.finish_subflow(subflow, now)
+
     def on_subflow_gone(self, subflow: Subflow, now: float, failed: bool) -> None:
         """A subflow is closed for good or in TIME-WAIT."""
         if subflow not in self.subflows:

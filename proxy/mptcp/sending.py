@@ -32,6 +32,10 @@ class Sending(ConnectionCore):
         """A deadline of the connection has become earlier."""
         raise NotImplementedError
 
+    def _close_finished(self, now: float) -> None:
+        """All data is DATA_ACKed: subflows that were kept for it may close."""
+        raise NotImplementedError
+
     def _data_done(self, now: float) -> None:
         """A DATA_FIN was acknowledged or received in order."""
         raise NotImplementedError
@@ -250,6 +254,8 @@ class Sending(ConnectionCore):
         self._backoff = 0
         if offset == tx.nxt and not tx.fin_sent:
             self._rtx_at = INFINITE
+            if offset == tx.end:
+                self._close_finished(now)
         else:
             self._restart_rtx(now)
         for other in self.subflows:

@@ -167,6 +167,10 @@ def test_fin_05_the_last_subflow_stays_while_data_is_not_acknowledged(
     assert not any(s.flags & FIN for s in script.first.take())
     script.first.inject(options=script.dss(ack=14))
     assert script.conn.tx.una == 14
+    assert any(s.flags & FIN for s in script.first.take()), "now it may go"
+    script.first.inject()
+    script.sleep(61.0)
+    assert Event.TIMED_OUT in script.events, "and no new one has come"
 
 
 def test_fin_06_a_subflow_that_does_not_answer_is_reset_at_the_end(script: MptcpScript) -> None:
