@@ -421,6 +421,8 @@ class Sending(ConnectionCore):
         initial = self.initial
         if self._rtx_at != INFINITE or initial is None or not initial.active:
             return
+        if self._backoff:
+            initial.request_ack()  # the third ACK again, in the window
         initial.poll(now)  # the third ACK goes first
         initial.probe_window(now)
         self._restart_rtx(now)

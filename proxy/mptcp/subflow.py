@@ -33,6 +33,7 @@ _HALF = 0x80000000
 _INFINITE = float("inf")
 _FIRST_JOIN_TIMEOUT = 1.0
 _JOIN_ACK_TRIES = 6
+_BARE_ANSWERS = 3
 _Bytes = bytes | memoryview
 
 
@@ -223,9 +224,19 @@ class Subflow(SubflowCore):
         elif not seg.has_mptcp and seg.seq == self.rcv_nxt and not seg.sack:
             # FB-03, FB-04: the first packet after the handshake has no MPTCP at all, and not
             # because SACK blocks took its place.
+            if self._says_nothing(seg):
+                return True
             self.counters.add("MPTcpExtMPCapableDataFallback")
             conn.fall_back_at_handshake(self, "first segment without MPTCP options", now)
         return True
+
+    def _says_nothing(self, seg: Segment) -> bool:
+        # A bare ACK of what was acknowledged before: perhaps our third ACK did not arrive yet and
+        # the peer's half-open socket has answered a probe. It would be MPTCP in the end, we not.
+        if seg.length or seg.flags & 1 or seg.ack != self.snd_una:
+            return False
+        self._bare_answers += 1
+        return self._bare_answers < _BARE_ANSWERS
 
     def _prove_initial_passive(
         self, options: tuple[MptcpOption, ...], seg: Segment, now: float

@@ -45,6 +45,7 @@ class SubflowCore(TcpConnection):
     """
 
     __slots__ = (
+        "_bare_answers",
         "_join_ack_at",
         "_join_ack_tries",
         "_last_data_ack",
@@ -141,6 +142,7 @@ class SubflowCore(TcpConnection):
         self._sack_turn = _FIRST_DSS_ACKS
         self._join_ack_at = _INFINITE
         self._join_ack_tries = 0
+        self._bare_answers = 0
         self._syns = 0
 
     # -- life ---------------------------------------------------------------------------------

@@ -153,11 +153,25 @@ def test_what_follows_a_bad_checksum_in_one_piece_is_held_with_it() -> None:
     start = script.first.seq
     good = script.dss(at=8, ssn=9, length=4, payload=b"next")
     bad = script.dss(at=4, ssn=5, length=4, payload=b"sent")
-    script.first.inject(options=good, payload=b"next", seq=start + 4)
-    script.first.inject(options=bad, payload=b"SENTnext", seq=start)
+    script.first.inject(options=good, payload=b"t", seq=start + 7)
+    script.first.inject(options=bad, payload=b"SENTne", seq=start)
+    script.first.inject(payload=b"xt", seq=start + 6)
     assert script.read() == b"good"
     script.first.seq = start + 8
     infinite = script.dss(at=12, ssn=13, length=0, checksum=0)
     script.first.inject(options=infinite, payload=b"more")
     assert script.conn.fallback is Fallback.INFINITE_MAPPING
     assert script.read() == b"SENTnextmore"
+
+
+def test_a_bare_answer_to_a_probe_is_no_reason_to_fall_back_but_several_are() -> None:
+    script = MptcpScript.client(proven=False, mptcp=config())
+    script.conn.shutdown_write()
+    script.flush()
+    script.first.inject(ack=1)  # a half-open socket that has not seen our third ACK
+    assert script.conn.fallback is Fallback.NONE
+    script.first.inject(ack=1)
+    script.first.inject(ack=1)
+    assert script.conn.fallback is Fallback.AT_HANDSHAKE
+    script.sleep(1.0)
+    assert any(seg.flags & 1 for seg in script.first.take())
