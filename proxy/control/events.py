@@ -113,6 +113,7 @@ def _subflow(subflow: Subflow, name: str, reason: int) -> dict[str, object]:
             fields["error"] = subflow.error.errno
         if reason >= 0:
             fields["reset-reason"] = reason
+            fields["reset-flags"] = int(subflow.reset_transient)
     return fields
 
 

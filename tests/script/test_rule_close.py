@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 
 import pytest
 
+from proxy.control.events import EventHub
 from proxy.mptcp.notes import Fallback
 from proxy.seg import DSS_FIN, dss_checksum
 from proxy.tcp.events import Event
@@ -245,6 +247,20 @@ def test_rst_01_a_rst_ends_its_subflow_alone_and_its_reason_is_told(
     note = script.conn.notes[-1]
     assert (note.kind, note.reason) == (Event.SUBFLOW_CLOSED, reason)
     assert script.count("MPRstRx") == (reason >= 0)
+
+
+@pytest.mark.parametrize("transient", [False, True])
+def test_rst_02_the_event_of_a_closed_subflow_has_reason_and_flags(
+    script: MptcpScript, transient: bool
+) -> None:
+    told: list[dict[str, object]] = []
+    hub = EventHub()
+    hub.subscribe(lambda name, line: told.append(json.loads(line)))
+    leg = script.joined()
+    subflow = leg.subflow
+    leg.inject("R", options=MpTcprst(3, transient).build())
+    hub.event("sub-closed", script.conn, subflow, reason=subflow.reset_reason)
+    assert (told[0]["reset-reason"], told[0]["reset-flags"]) == (3, transient)
 
 
 def test_rst_01_mp_tcprst_counts_on_a_rst_alone(script: MptcpScript) -> None:
