@@ -180,6 +180,8 @@ class MptcpConnection(FallingBack):
         self._now = now
         self._usable = None
         if not subflow.initial:
+            if subflow.fully_established:
+                self._relieve(subflow, now)
             return
         self._enter(State.ESTABLISHED)
         tx = self.tx

@@ -114,6 +114,11 @@ class Sending(ConnectionCore):
                     subflow.room = subflow.burst(self.pending, self.window_left, now)
         if self.pending > 0:
             self._wait_for_room(usable, now)
+            if plain and not usable[0].busy():
+                # The window is shut or too small: TCP must have something to probe it for.
+                count = min(self.pending, usable[0].mss)
+                tx.nxt += count
+                self._push(usable[0], tx.nxt - count, count, now)
 
     def _push(self, subflow: Subflow, offset: int, count: int, now: float) -> None:
         subflow.push(offset, count, self.tx.slice(offset, count), now)

@@ -214,6 +214,10 @@ class SubflowCore(TcpConnection):
         if self.state is State.ESTABLISHED or self.state is State.CLOSE_WAIT:
             self._send_probe_ack(now)
 
+    def busy(self) -> bool:
+        """Whether bytes wait for TCP, or it for an answer."""
+        return bool(self._unsent.size or self._flight)
+
     def probe_soon(self, now: float) -> None:
         """The limit of the RTO's back-off has become smaller: do not wait out the old one."""
         at = now + self._current_rto()

@@ -175,3 +175,27 @@ def test_a_bare_answer_to_a_probe_is_no_reason_to_fall_back_but_several_are() ->
     assert script.conn.fallback is Fallback.AT_HANDSHAKE
     script.sleep(1.0)
     assert any(seg.flags & 1 for seg in script.first.take())
+
+
+def test_what_waits_since_a_time_out_goes_over_a_subflow_that_joins() -> None:
+    script = MptcpScript.server(mptcp=config())
+    script.send(b"x" * 100)
+    script.sleep(5.0)  # the only path is dead
+    script.first.take()
+    leg = script.joined_by_peer()
+    script.flush()
+    again = [bytes(seg.payload) for seg in leg.came] + [bytes(s.payload) for s in leg.take()]
+    assert b"x" * 100 in again or script.count("MPTCPRetrans")
+
+
+@pytest.mark.parametrize("window", [0, 200])
+def test_a_shut_or_small_window_is_probed_after_fall_back(window: int) -> None:
+    script = MptcpScript.syn_sent(mptcp=config())
+    script.first.take()
+    script.first.inject("SA", window=60_000)
+    assert script.conn.fallback is Fallback.AT_HANDSHAKE
+    script.first.inject(window=window)
+    script.send(b"x" * 5000)
+    script.first.take()
+    script.sleep(3.0)
+    assert script.first.take()
