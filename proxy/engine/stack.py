@@ -248,6 +248,10 @@ class Stack:
         join = _join_of(syn)
         if join is not None:
             self._receive_join(syn, join, now)
+        elif any(e.port == syn.dport and e.ip == syn.dst for e in self.local_addresses):
+            # As in Linux, a port that was announced is for joins alone.
+            self.counters.add("MPTcpExtMPCapableEndpAttempt")
+            self.reset(syn, now)
         elif self.listener is not None:
             self.listener.on_syn(syn, now)
 

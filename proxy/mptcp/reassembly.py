@@ -20,8 +20,9 @@ Piece = memoryview | bytes | bytearray
 class Reassembly:
     """``rcv_nxt`` is the next offset in order; what is before it waits in ``ready`` to be read.
 
-    ``duplicates``, ``beyond``, ``tails`` and ``queued`` count what happened since the owner last
-    took them (the kernel's DuplicateData, NoDSSInWindow, OFOQueueTail and OFOQueue).
+    ``duplicates``, ``beyond``, ``tails``, ``queued`` and ``merged`` count what happened since the
+    owner last took them (the kernel's DuplicateData, NoDSSInWindow, OFOQueueTail, OFOQueue and
+    OFOMerge).
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class Reassembly:
         "_starts",
         "beyond",
         "duplicates",
+        "merged",
         "queued",
         "rcv_nxt",
         "ready",
@@ -47,6 +49,7 @@ class Reassembly:
         self.duplicates = 0
         self.beyond = 0
         self.queued = 0
+        self.merged = 0
         self.tails = 0
 
     @property
@@ -188,6 +191,7 @@ class Reassembly:
                 if adjacent and isinstance(last, bytearray) and len(last) < _SMALL_BUFFER:
                     last += payload
                     self.waiting_bytes += size
+                    self.merged += 1
                     return 0
             payload = bytearray(payload)
         if len(starts) >= MAX_FRAGMENTS:

@@ -69,11 +69,13 @@ class Receiving(Sending):
             counters.add("MPTcpExtOFOQueueTail", stream.tails)
         if stream.queued:
             counters.add("MPTcpExtOFOQueue", stream.queued)
+        if stream.merged:
+            counters.add("MPTcpExtOFOMerge", stream.merged)
         if stream.duplicates:
             counters.add("MPTcpExtDuplicateData", stream.duplicates)
         if stream.beyond:
             counters.add("MPTcpExtNoDSSInWindow", stream.beyond)
-        stream.tails = stream.queued = stream.duplicates = stream.beyond = 0
+        stream.tails = stream.queued = stream.merged = stream.duplicates = stream.beyond = 0
 
     def on_plain_data(self, payload: memoryview, now: float) -> None:
         """Payload of a connection that fell back: it continues the stream as it comes."""

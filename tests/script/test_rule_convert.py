@@ -119,8 +119,9 @@ class Gateway(MptcpScript):
         return self.client.check_reply(self.request, payload, self.wall)
 
 
-def test_cv_03_a_stranger_gets_silence() -> None:
-    gate = Gateway(late=False)
+@pytest.mark.parametrize("late", [False, True])
+def test_cv_03_a_stranger_gets_silence(late: bool) -> None:
+    gate = Gateway(late)
     gate.first.inject("S", options=gate.capable(b""))
     gate.first.inject("S", payload=b"GET / HTTP/1.1\r\n\r\n", options=gate.capable(b""))
     bad = bytearray(Client("home", bytes(32)).request(SERVER, gate.wall, bytes(12)))

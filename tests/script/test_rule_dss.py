@@ -372,6 +372,9 @@ def test_pieces_that_wait_are_counted(script: MptcpScript) -> None:
         leg.inject(payload=b"x", options=script.dss(at=at, ssn=ssn, length=1, ack=0))
     assert script.count("OFOQueue") == 3
     assert script.count("OFOQueueTail") == 1
+    leg.inject(payload=b"y", options=script.dss(at=21, ssn=4, length=1, ack=0))
+    assert script.count("OFOQueueTail") == 2
+    assert script.count("OFOMerge") == 1
 
 
 def test_wnd_04_the_window_of_the_connection_lifts_that_of_a_subflow() -> None:

@@ -348,3 +348,21 @@ def test_sec_05_resets_of_guessed_tokens_are_limited() -> None:
     assert script.stack.counters["ResetsSuppressed"] == 1000 - resets
     leg = script.half_joined_by_peer(Address(b"\x0a\x02\x00\x09", 52000))
     assert has_option(leg.next(), MpJoinSynAck), "who knows the token is served all the same"
+
+
+@pytest.mark.parametrize("mptcp", [False, True])
+def test_cap_12_a_port_that_was_announced_takes_joins_alone(mptcp: bool) -> None:
+    there = Address(b"\x0a\x09\x00\x07", 9000)
+    script = MptcpScript.server(
+        mptcp=config(),
+        path_manager="kernel",
+        endpoints=[Endpoint(there.ip, 5, signal=True, port=there.port)],
+    )
+    stranger = script.leg(there, Address(b"\x0a\x02\x00\x0a", 1234))
+    stranger.inject("S", options=script.capable(b"") if mptcp else b"")
+    assert stranger.last().flags & 4
+    assert script.count("MPCapableEndpAttempt") == 1
+    assert len(script.accepted) == 1
+    leg = script.leg(there, SECOND)
+    leg.inject("S", options=script.join_syn())
+    assert has_option(leg.next(), MpJoinSynAck)
