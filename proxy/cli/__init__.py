@@ -14,12 +14,24 @@ from proxy.errors import ConfigError, MptcpProxyError
 
 EXIT_FAILURE = 1  # something went wrong while running
 EXIT_USAGE = 2  # the command line or the configuration is wrong
-EXIT_NO_DAEMON = 3  # status: no daemon is running
+EXIT_NO_DAEMON = 3  # there is no daemon to ask
 
-_COMMANDS = ("run", "check", "keygen", "status")
+_COMMANDS = (
+    "run",
+    "check",
+    "keygen",
+    "status",
+    "ss",
+    "conn",
+    "endpoint",
+    "limits",
+    "monitor",
+    "nstat",
+    "sysctl",
+)
 _EPILOG = """\
 exit status: 0 success; 1 a failure while running; 2 a mistake in the command line or in the
-configuration file; 3 (status) no daemon is running."""
+configuration file; 3 there is no daemon to ask."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except MptcpProxyError as error:
         report(str(error))
-        return EXIT_FAILURE
+        return _exit_status(error)
     except PermissionError as error:
         report(f"{error.filename or 'permission'}: {error.strerror} (are you root?)")
         return EXIT_FAILURE
@@ -69,6 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _exit_status(error: MptcpProxyError) -> int:
+    # Late: most commands ask no daemon.
+    from proxy.cli.daemon import UsageError
+    from proxy.control.client import NoDaemonError
+
+    if isinstance(error, UsageError):
+        return EXIT_USAGE
+    return EXIT_NO_DAEMON if isinstance(error, NoDaemonError) else EXIT_FAILURE
 
 
 def report(message: str) -> None:

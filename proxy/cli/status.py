@@ -7,14 +7,9 @@ import json
 from pathlib import Path
 
 from proxy.cli import EXIT_NO_DAEMON, report
+from proxy.cli.daemon import DEFAULT_SOCKETS
 from proxy.cli.status_text import render
-from proxy.config import RUNTIME_DIRECTORY
 from proxy.control.client import ControlClient, NoDaemonError
-
-DEFAULT_SOCKETS = (
-    Path(RUNTIME_DIRECTORY, "proxy.sock"),
-    Path(RUNTIME_DIRECTORY, "gateway.sock"),
-)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

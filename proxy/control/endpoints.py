@@ -31,6 +31,7 @@ class EndpointCommands:
         self._hub = hub
         self._clock = clock
         self._own = own
+        self._next_id = 1
 
     # -- commands -------------------------------------------------------------------------------
 
@@ -51,6 +52,7 @@ class EndpointCommands:
                     f"{known.id} (change or delete that)",
                 )
         self._replace([*self._stack.local_addresses, endpoint])
+        self._next_id = max(self._next_id, endpoint.id)
         if endpoint.port is not None:
             self._hub.listener("listener-created", endpoint)
         now = self._clock()
@@ -74,6 +76,7 @@ class EndpointCommands:
         """``flush-addrs``: all of them."""
         for endpoint in list(self._stack.local_addresses):
             self._remove(endpoint)
+        self._next_id = 1
         return None
 
     def get(self, request: Request) -> object:
@@ -170,7 +173,9 @@ class EndpointCommands:
         used = {endpoint.id for endpoint in self._stack.local_addresses}
         if model is not None and model.id not in used:
             return model.id  # by which the other side knows this uplink
-        return next(address_id for address_id in range(1, 256) if address_id not in used)
+        # As the kernel: after the highest that was ever given, for ids should not soon come back.
+        candidates = (*range(self._next_id, 256), *range(1, self._next_id))
+        return next(address_id for address_id in candidates if address_id not in used)
 
     def _find(self, address_id: int) -> Endpoint:
         for endpoint in self._stack.local_addresses:

@@ -42,8 +42,8 @@ class SocketCommands:
         return [describe(flow) for flow in self._flows()]
 
     def connection(self, request: Request) -> object:
-        """``connection``: ``id``, ``action`` (show, close, scheduler, cc), ``name``."""
-        flow = self._find(number(request, "id", 0, _MAX_ID))
+        """``connection``: ``conn`` (its id), ``action`` (show, close, scheduler, cc), ``name``."""
+        flow = self._find(number(request, "conn", 0, _MAX_ID))
         action = word(request, "action")
         if action == "close":
             flow.abort(self._clock())

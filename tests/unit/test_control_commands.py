@@ -40,7 +40,7 @@ class Plane:
         self.plane = ControlPlane(
             stack,
             self.flows,
-            lambda: {"connections": [{"id": 1, "source": "a"}]},
+            lambda: {"connections": [{"id": 1, "source": "a", "destination": "b"}]},
             lambda: self.pair.now,
             self.pair._settle,
             manager,
@@ -222,10 +222,10 @@ def test_a_signal_endpoint_of_the_server_is_announced_with_its_port() -> None:
         ("sysctl", {"name": "scheduler", "value": "fifo"}, "ENOENT", "there are"),
         ("sysctl", {"name": "path_manager", "value": "x"}, "ENOENT", "there are"),
         ("sysctl", {"name": "available_schedulers", "value": "x"}, "EACCES", "read-only"),
-        ("connection", {"id": 4, "action": "show"}, "ENOENT", "no connection has id 4"),
-        ("connection", {"id": 1, "action": "fly"}, "EINVAL", "no action fly"),
-        ("connection", {"id": 1, "action": "scheduler", "name": "x"}, "ENOENT", "there are"),
-        ("connection", {"id": 1, "action": "cc", "name": "x"}, "ENOENT", "there are"),
+        ("connection", {"conn": 4, "action": "show"}, "ENOENT", "no connection has id 4"),
+        ("connection", {"conn": 1, "action": "fly"}, "EINVAL", "no action fly"),
+        ("connection", {"conn": 1, "action": "scheduler", "name": "x"}, "ENOENT", "there are"),
+        ("connection", {"conn": 1, "action": "cc", "name": "x"}, "ENOENT", "there are"),
     ],
 )  # fmt: skip
 def test_what_the_kernel_refuses_is_refused(
@@ -362,12 +362,12 @@ def test_sockets_are_told_in_the_words_of_ss() -> None:
 
 def test_one_connection_can_be_changed_and_closed() -> None:
     plane = Plane(endpoints=2).open()
-    shown = plane.ask("connection", id=1, action="scheduler", name="redundant")
+    shown = plane.ask("connection", conn=1, action="scheduler", name="redundant")
     assert (shown["scheduler"], shown["source"]) == ("redundant", "a")
-    shown = plane.ask("connection", id=1, action="cc", name="reno")
+    shown = plane.ask("connection", conn=1, action="cc", name="reno")
     assert [s["cc"] for s in shown["subflows"]] == ["reno", "reno"]
-    assert plane.ask("connection", id=1, action="show") == shown
-    assert plane.ask("connection", id=1, action="close") is None
+    assert plane.ask("connection", conn=1, action="show") == shown
+    assert plane.ask("connection", conn=1, action="close") is None
     assert plane.aborted == 1
     assert plane.names()[-1] == "closed"
 
