@@ -31,7 +31,8 @@ class Table:
 
     def path_of(self, key: str) -> str:
         """The path of ``key`` in the file, for messages."""
-        return f"{self._path}.{key}" if self._path else key
+        shown = key if key.isprintable() else ascii(key)
+        return f"{self._path}.{shown}" if self._path else shown
 
     def __contains__(self, key: str) -> bool:
         return key in self._data
