@@ -323,6 +323,28 @@ class Sending(ConnectionCore):
         if tx.reinject:
             self.host.wake(self)
 
+    def on_subflow_loss(self, subflow: Subflow, now: float) -> None:
+        """What a slow subflow has lost goes over a fast one too.
+
+        Its own repetition takes a round trip of the slow path at least, and all that time what the
+        others bring would wait behind the hole and fill the window.
+        """
+        usable = [s for s in self.usable_subflows() if not (s.backup or s.peer_backup)]
+        fast = min(usable, key=_srtt, default=subflow)
+        if fast is subflow or subflow.srtt <= 2.0 * fast.srtt:
+            return
+        tx = self.tx
+        for record in subflow._flight:
+            mapping = subflow.mappings.find(record.seq) if record.lost else None
+            if mapping is None or mapping.reinjected:
+                continue
+            end = mapping.offset + mapping.length
+            if end > tx.una:
+                mapping.reinjected = True
+                tx.queue_again(max(mapping.offset, tx.una), end, subflow)
+        if tx.reinject:
+            self.host.wake(self)
+
     def on_suspect(self, subflow: Subflow, now: float) -> None:
         """A tail loss probe: its oldest bytes go on another subflow as well.
 

@@ -511,6 +511,10 @@ class Subflow(SubflowCore):
     def _on_fin(self, now: float) -> None:
         self.conn.on_subflow_fin(self, now)
 
+    def _on_loss(self, now: float) -> None:
+        if self.mptcp:
+            self.conn.on_subflow_loss(self, now)
+
     def _on_probe(self, now: float) -> None:
         if self.mptcp:
             self.conn.on_suspect(self, now)

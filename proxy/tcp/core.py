@@ -370,6 +370,9 @@ class ConnectionCore:
         if self._write_blocked and self.send_room() > 0:
             self.host.event(self, Event.WRITABLE)
 
+    def _on_loss(self, now: float) -> None:
+        """Something was marked lost because later data arrived."""
+
     def _on_probe(self, now: float) -> None:
         """A tail loss probe was sent (RFC 8985 §7.3)."""
 

@@ -179,6 +179,8 @@ class Recovery(PathMtu):
         head = acked[0] if advance and acked and acked[0].seq == una else None
         self._try_undo(ts_ecr, advance, original, head)
         lost = self._rack_detect(now)
+        if lost:
+            self._on_loss(now)
         if self._mtu_probe is not None:
             self._judge_probe(now)
         self._next_state(advance, delivered, lost, blackout, rtt, in_flight, now)

@@ -102,6 +102,7 @@ class Timeouts(Ecn):
     def _on_reorder_timer(self, now: float) -> None:
         """What was only late is lost now (RFC 8985 §6.3)."""
         if self._rack_detect(now):
+            self._on_loss(now)
             if self._mtu_probe is not None:
                 self._judge_probe(now)
             if self._ca_state == CA_OPEN:
