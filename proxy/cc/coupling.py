@@ -20,6 +20,11 @@ class Coupling:
         """Those that have measured their round trip: the others carry nothing yet."""
         return [m for m in self.members if m.srtt > 0.0]
 
+    def dissolve(self) -> None:
+        """The connection is gone; nobody refers to anybody any more."""
+        for member in list(self.members):
+            member.release()
+
 
 class Coupled(CongestionControl):
     """Base of coupled controls: slow start and everything else as NewReno (RFC 6356 §3).

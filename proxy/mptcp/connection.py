@@ -370,6 +370,8 @@ class MptcpConnection(FallingBack):
         # seldom gets as far as what has lived for some seconds.
         self.doomed.clear()
         self.initial = self._last_rx = self._usable = self._signals = None
+        if self.coupling is not None:
+            self.coupling.dissolve()
 
     # -- engine ---------------------------------------------------------------------------------
 

@@ -49,11 +49,11 @@ def test_bbr_finds_bandwidth_that_comes_and_goes() -> None:
     assert goodput(pair.client_app, 1012, 1015) > 34e6
 
 
-def transfer(name: str, **link: float) -> Pair:
+def transfer(name: str, size: int = 4 * MB, **link: float) -> Pair:
     rng = random.Random(3)
     up, down = (Link(rng, rate=20e6, delay=0.02, queue=60, **link) for _ in range(2))  # type: ignore[arg-type]
     config = TcpConfig(congestion_control=name)
-    app, data = App(), App(payload(4 * MB))
+    app, data = App(), App(payload(size))
     pair = Pair(3, up=up, down=down, server_config=config, client_app=app, server_app=data)
     pair.run(1120.0)
     assert bytes(app.received) == data.data
@@ -68,7 +68,7 @@ def test_plain_tcp_delivers_under_every_control(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_loss_reordering_and_duplication_harm_no_control(name: str) -> None:
-    transfer(name, loss=0.02, reorder=0.02, reorder_delay=0.01, duplicate=0.01)
+    transfer(name, 2 * MB, loss=0.02, reorder=0.02, reorder_delay=0.01, duplicate=0.01)
 
 
 @pytest.mark.parametrize("name", ["lia", "olia", "balia"])
@@ -87,7 +87,7 @@ def test_change_on_a_live_connection_keeps_the_rate(old: str, new: str) -> None:
     pair = MptcpPair(
         lambda rng: [path(rng, 20, 20), path(rng, 20, 20)],
         App(),
-        App(payload(20 * MB)),
+        App(payload(16 * MB)),
         server_tcp=config,
     )
     pair.run_for(1.5)
@@ -101,13 +101,13 @@ def test_change_on_a_live_connection_keeps_the_rate(old: str, new: str) -> None:
 
 
 def test_change_in_the_midst_of_recovery_harms_nothing() -> None:
-    for when in range(20):
-        app = App(payload(4 * MB))
+    for when in range(6):
+        app = App(payload(2 * MB))
         pair = MptcpPair(
             lambda rng: [path(rng, 20, 20, 40, loss=0.02), path(rng, 20, 60, 40)], App(), app
         )
         for turn, name in enumerate(["bbr", "lia", "bbr", "cubic"]):
-            pair.run_for(0.2 + 0.01 * when + 0.003 * turn)
+            pair.run_for(0.2 + 0.03 * when + 0.003 * turn)
             assert isinstance(pair.server, MptcpConnection)
             pair.server.set_congestion_control(name)
         pair.run(60.0)

@@ -142,6 +142,15 @@ def test_who_leaves_frees_the_others() -> None:
     assert growth(one) == pytest.approx(1.0, rel=0.01)
 
 
+def test_a_dissolved_coupling_keeps_nobody() -> None:
+    one, other = subflows("olia", (20, 0.05), (20, 0.05))
+    coupling = one._coupling
+    assert coupling is not None
+    coupling.dissolve()
+    assert coupling.members == []
+    assert one._coupling is other._coupling is None
+
+
 def test_nothing_grows_without_use() -> None:
     one, _ = subflows("balia", (20, 0.05), (20, 0.05))
     for _ in range(1000):
