@@ -152,7 +152,8 @@ class TcpConnection(Handshake):
                 return
             if self.timestamps:
                 self._sample_receiver_rtt(seg, now)
-            self._tune_receive_buffer(now)
+            if now - self._drs_at >= self._drs_rtt:
+                self._tune_receive_buffer(now)
             if self._ack_state == ACK_NOW:
                 self._wake()
             elif self._ack_at < self._armed_at or self._armed_at <= now:

@@ -206,7 +206,6 @@ class Output(Segments):
         tx.in_flight = self.bytes_in_flight
         tx.lost_before = self._lost_total
         self.bytes_sent += count
-        self._prr_out += count
         if fin:
             self._fin_sent = True
         if self._stalled_since == INFINITE:

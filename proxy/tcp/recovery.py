@@ -61,14 +61,14 @@ class Recovery(PathMtu):
         if not self.sack_permitted and self._flight:
             busy = seg.length > 0 or seg.has_mptcp or self.snd_wnd != window_before
             self._newreno(advance, busy, now)
-        if self._mtu_probe is not None and advance:
+        if advance and self._mtu_probe is not None:
             self._judge_probe(now)
         if not self.snd_wnd and self._stalled_since != INFINITE:
             self._stalled_since = now  # a peer that answers with a closed window is alive
         if self._loss_kind == LOSS_TIMER_PERSIST and self.snd_wnd > window_before:
             self._probe_count = 0
         if (self._unsent.size or self._lost_bytes or self._fin_queued) and (
-            advance or self.snd_wnd > window_before or self._lost_bytes
+            advance or seg.sack or self.snd_wnd > window_before or self._lost_bytes
         ):
             self._wake()
         return True
@@ -313,11 +313,12 @@ class Recovery(PathMtu):
         pipe = self.bytes_in_flight
         ssthresh = self.ssthresh
         mss = self._effective_mss
+        out = self._prr_out + self.bytes_sent - self._reduced_at  # sent again, and new
         if pipe > ssthresh:
             flight = max(self._prr_flight, 1)
-            count = -(-self._prr_delivered * ssthresh // flight) - self._prr_out
+            count = -(-self._prr_delivered * ssthresh // flight) - out
         else:
-            count = max(self._prr_delivered - self._prr_out, delivered)
+            count = max(self._prr_delivered - out, delivered)
             if advance and not lost:
                 count += mss
             count = min(count, ssthresh - pipe)
