@@ -244,6 +244,7 @@ TCP_KEYS: dict[str, _Reader] = {
 MPTCP_KEYS: dict[str, _Reader] = {
     "enabled": _bool,
     "scheduler": _policy,
+    "path_manager": _policy,
     "checksum_enabled": _bool,
     "allow_join_initial_addr_port": _bool,
     "add_addr_timeout": _num(0, 86400),

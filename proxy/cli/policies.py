@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxy.cc import base as cc
 from proxy.errors import ConfigError
+from proxy.pm import base as pm
 from proxy.sched import base as sched
 
 if TYPE_CHECKING:
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def check_policies(settings: config.ProxyConfig | config.GatewayConfig) -> None:
-    """Raises ConfigError if a congestion control or a scheduler does not exist.
+    """Raises ConfigError if a congestion control, a path manager or a scheduler does not exist.
 
     The configuration cannot do this by itself: third parties bring policies of their own.
     """
     _check("tcp.congestion_control", settings.tcp.get("congestion_control"), cc.names())
+    _check("mptcp.path_manager", settings.mptcp.get("path_manager"), pm.names())
     _check("mptcp.scheduler", settings.mptcp.get("scheduler"), sched.names())
 
 

@@ -31,7 +31,7 @@ class EndpointCommands:
         self._hub = hub
         self._clock = clock
         self._own = own
-        self._next_id = 1
+        self._next_id: int = 1
 
     # -- commands -------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class EndpointCommands:
         if model is not None and model.id not in used:
             return model.id  # by which the other side knows this uplink
         # As the kernel: after the highest that was ever given, for ids should not soon come back.
-        candidates = (*range(self._next_id, 256), *range(1, self._next_id))
+        candidates: list[int] = [*range(self._next_id, 256), *range(1, self._next_id)]
         return next(address_id for address_id in candidates if address_id not in used)
 
     def _find(self, address_id: int) -> Endpoint:

@@ -156,10 +156,9 @@ async def _until(event: asyncio.Event) -> None:
 
 
 def _mptcp_settings(config: ProxyConfig | GatewayConfig) -> MptcpConfig:
-    settings = {key: value for key, value in config.mptcp.items() if key != "path_manager"}
     # One subflow per uplink; the gateway takes what a proxy with the most uplinks opens.
     subflows = len(config.uplinks) if isinstance(config, ProxyConfig) else MAX_UPLINKS
-    return MptcpConfig(subflows=subflows, **settings)
+    return MptcpConfig(subflows=subflows, **config.mptcp)
 
 
 def _start_role(
@@ -168,7 +167,7 @@ def _start_role(
     """Start the relay; returns its control, its status, and what to do when the host changed."""
     stack = runtime.stack
     now = time.monotonic
-    manager = config.mptcp.get("path_manager", "kernel")
+    manager = stack.mptcp_config.path_manager
     source: StatusSource
     if isinstance(config, ProxyConfig):
         proxy = LanRelay(config, stack, time.time, now())

@@ -27,6 +27,8 @@ class MptcpConfig:
     ``rto_backoff_cap``                 longest RTO of a stale subflow: it doubles as a probe
     ``early_confirm``                   answer the third ACK at once, so that the peer may join
     ``scheduler``                       name in the registry of ``proxy.sched``
+    ``path_manager``                    name in the registry of ``proxy.pm``; who owns the stack
+                                        puts it into force (``Stack.path_manager``)
     """
 
     enabled: bool = True
@@ -44,3 +46,4 @@ class MptcpConfig:
     rto_backoff_cap: float = 0.5
     early_confirm: bool = True
     scheduler: str = "default"
+    path_manager: str = "kernel"

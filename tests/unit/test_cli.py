@@ -226,6 +226,7 @@ def test_check_and_run_name_the_key_that_is_wrong(
     [
         ('[tcp]\ncongestion_control = "cubik"', "tcp.congestion_control: "),
         ('[mptcp]\nscheduler = "defautl"', "mptcp.scheduler: "),
+        ('[mptcp]\npath_manager = "kernal"', "mptcp.path_manager: "),
     ],
 )
 def test_policies_that_do_not_exist_are_refused(
