@@ -6,6 +6,7 @@ path, since a bad uplink says nothing about the others (RFC 8684 §3.9, RFC 8041
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,29 +17,31 @@ _MAX_DOUBLINGS = 6  # as in the kernel: at most 64 times the first period
 
 
 class _Record:
-    """``falls``: black holes in a row; ``until``: when MPTCP is tried again."""
+    """``falls``: black holes in a row; ``until``: when MPTCP is tried again; ``noted``: when a
+    connection fell in last."""
 
-    __slots__ = ("falls", "until")
+    __slots__ = ("falls", "noted", "until")
 
     def __init__(self) -> None:
-        self.falls = 0
+        self.falls = -1  # the first time proves nothing
+        self.noted = -math.inf
         self.until = 0.0
 
 
 class Blackhole:
     """Remembers by (local address, remote address); ``timeout`` in seconds, 0 is off.
 
-    A path on which MPTCP has worked is doubted at the second time in a row only: an outage that
-    ends just when the SYN without the option goes out looks the same.
+    An outage that ends just when the SYN without the option goes out looks the same, for all
+    connections that are being opened. So a path is avoided only if a connection fell in that was
+    begun after another one had, with none in between that worked; the kernel is content with one.
     """
 
-    __slots__ = ("_counters", "_good", "_records", "timeout")
+    __slots__ = ("_counters", "_records", "timeout")
 
     def __init__(self, timeout: float, counters: Counters) -> None:
         self.timeout = timeout
         self._counters = counters
         self._records: dict[tuple[bytes, bytes], _Record] = {}
-        self._good: dict[tuple[bytes, bytes], None] = {}
 
     def reset(self, timeout: float) -> None:
         """Start anew with another first period, as writing the sysctl does in the kernel."""
@@ -50,27 +53,22 @@ class Blackhole:
         record = self._records.get((local_ip, remote_ip))
         return self.timeout > 0 and record is not None and now < record.until
 
-    def fell_in(self, local_ip: bytes, remote_ip: bytes, now: float) -> None:
-        """SYNs with MP_CAPABLE got no answer, and one without it did."""
+    def fell_in(self, local_ip: bytes, remote_ip: bytes, began: float, now: float) -> None:
+        """SYNs with MP_CAPABLE, from ``began`` on, got no answer, and one without it did."""
         path = (local_ip, remote_ip)
-        if self.timeout <= 0:
-            return
-        if path in self._good:
-            del self._good[path]
-            return
         record = self._records.pop(path, None) or _Record()
         self._records[path] = record
-        record.until = now + self.timeout * (1 << min(record.falls, _MAX_DOUBLINGS))
-        record.falls += 1
-        self._counters.add("MPTcpExtBlackhole")
         if len(self._records) > MAX_PATHS:
             del self._records[next(iter(self._records))]
+        if self.timeout <= 0 or began < record.noted:
+            return
+        record.noted = now
+        record.falls += 1
+        if record.falls:
+            doublings = min(record.falls - 1, _MAX_DOUBLINGS)
+            record.until = now + self.timeout * (1 << doublings)
+            self._counters.add("MPTcpExtBlackhole")
 
     def works(self, local_ip: bytes, remote_ip: bytes) -> None:
         """MP_CAPABLE or MP_JOIN was answered on the path."""
-        path = (local_ip, remote_ip)
-        self._records.pop(path, None)
-        if path not in self._good:
-            self._good[path] = None
-            if len(self._good) > MAX_PATHS:
-                del self._good[next(iter(self._good))]
+        self._records.pop((local_ip, remote_ip), None)

@@ -74,7 +74,8 @@ class Subflow(SubflowCore):
             self.counters.add("MPTcpExtSimultConnectFallback")
         elif self.offers_dropped():
             reason = "SYNs with MP_CAPABLE get no answer"
-            conn.host.blackhole.fell_in(conn.local.ip, conn.remote.ip, now)
+            began = self.last_progress
+            conn.host.blackhole.fell_in(conn.local.ip, conn.remote.ip, began, now)
         else:
             self.counters.add("MPTcpExtMPCapableFallbackSYNACK")
         conn.fall_back_at_handshake(self, reason, now)

@@ -43,19 +43,36 @@ def test_enabled_off_means_plain_tcp_in_both_roles() -> None:
 def test_blackhole_timeout_keeps_new_connections_from_asking() -> None:
     script = MptcpScript.syn_sent(mptcp=config(blackhole_timeout=100.0))
     swallowed(script, script.first)
-    assert script.count("MPCapableSYNTXDrop") == script.count("Blackhole") == 1
-    assert script.count("MPCapableFallbackSYNACK") == 0
+    assert script.count("MPCapableSYNTXDrop") == 1
+    assert script.count("MPCapableFallbackSYNACK") == script.count("Blackhole") == 0
+    swallowed(script, again(script))
+    assert script.count("Blackhole") == 1
     leg = again(script)
     assert not leg.next().has_mptcp
     assert script.count("MPCapableSYNTXDisabled") == 1
-    assert script.count("MPCapableSYNTX") == 1
+    assert script.count("MPCapableSYNTX") == 2
     script.sleep(101.0)
+    assert has_option(again(script).next(), MpCapable)
+
+
+def test_connections_of_one_outage_are_no_black_hole() -> None:
+    script = MptcpScript.syn_sent()
+    legs = [script.first]
+    for _ in range(5):
+        script.sleep(0.1)
+        legs.append(again(script))
+    script.sleep(3.4)
+    for leg in legs:
+        assert not leg.last().has_mptcp
+        leg.inject("SA")
+    assert script.count("Blackhole") == 0
     assert has_option(again(script).next(), MpCapable)
 
 
 def test_blackhole_timeout_of_0_is_off() -> None:
     script = MptcpScript.syn_sent(mptcp=config(blackhole_timeout=0))
     swallowed(script, script.first)
+    swallowed(script, again(script))
     assert script.count("Blackhole") == 0
     assert has_option(again(script).next(), MpCapable)
 
@@ -63,35 +80,28 @@ def test_blackhole_timeout_of_0_is_off() -> None:
 def test_black_holes_of_a_path_last_longer_each_time_and_end_when_it_works() -> None:
     counters = CounterTable()
     holes = Blackhole(10.0, counters)
-    now = 0.0
+    holes.fell_in(A, R, 0.0, 3.0)
+    assert not holes.active(A, R, 3.0)
+    now = 5.0
     for period in (10, 20, 40, 80, 160, 320, 640, 640):
-        holes.fell_in(A, R, now)
+        holes.fell_in(A, R, now - 1, now)
+        holes.fell_in(A, R, now - 1, now)  # at the same time
         assert holes.active(A, R, now + period - 1)
         assert not holes.active(A, R, now + period + 1)
         assert not holes.active(B, R, now), "other paths are not affected"
-        now += period + 1
+        now += period + 2
     assert counters["MPTcpExtBlackhole"] == 8
-    holes.fell_in(A, R, now)
     holes.works(A, R)
-    assert not holes.active(A, R, now)
-
-
-def test_a_path_that_has_worked_is_doubted_at_the_second_time() -> None:
-    holes = Blackhole(10.0, CounterTable())
-    holes.works(A, R)
-    holes.fell_in(A, R, 1.0)
-    assert not holes.active(A, R, 1.0)
-    holes.fell_in(A, R, 2.0)
-    assert holes.active(A, R, 2.0)
+    assert not holes.active(A, R, now - 1)
+    holes.fell_in(A, R, now, now + 1)
+    assert not holes.active(A, R, now + 1), "all is as in the beginning"
 
 
 def test_the_memory_of_black_holes_is_bounded() -> None:
     holes = Blackhole(10.0, CounterTable())
     for number in range(2 * MAX_PATHS):
-        holes.fell_in(A, number.to_bytes(4, "big"), 0.0)
-        holes.works(B, number.to_bytes(4, "big"))
+        holes.fell_in(A, number.to_bytes(4, "big"), 0.0, 1.0)
     assert len(holes._records) <= MAX_PATHS
-    assert len(holes._good) <= MAX_PATHS
 
 
 def test_close_timeout_ends_a_connection_without_subflows() -> None:
