@@ -26,12 +26,15 @@ class FallingBack(Paths):
     __slots__ = ()
 
     def may_fall_back(self, subflow: Subflow) -> bool:
-        """Only with one subflow, and nothing sent or received out of order (DSS-11, FB-11)."""
+        """Only with one subflow, and nothing sent or received out of order (DSS-11, FB-11).
+
+        Joins that are still opening do not count: they end with the fall-back.
+        """
         return (
             self.fallback is Fallback.NONE
             and subflow.initial
             and self.contiguous
-            and len(self.subflows) == 1
+            and not any(s.fully_established for s in self.subflows if s is not subflow)
             and self.rx.stream.fragments == 0
         )
 
@@ -64,6 +67,11 @@ class FallingBack(Paths):
         self._rtx_at = INFINITE
         self.tx.reinject.clear()
         self.tx.fin_sent = False  # a DATA_FIN under way becomes a FIN
+        self._signals = None
+        subflow.forget_addresses()
+        for other in self.subflows:
+            if other is not subflow:
+                other.doom(REASON_MIDDLEBOX)
         self._forget_token()
         self.note(Note(Event.FALLBACK, subflow.local, subflow.remote, text=reason))
         self.host.wake(self)

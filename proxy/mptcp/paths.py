@@ -382,6 +382,8 @@ class Paths(Receiving):
             if not self.subflows:
                 self._released()
             return
+        if self.fallback is not Fallback.NONE and subflow.mptcp:
+            return  # a join that the fall-back ended
         if self.fallback is not Fallback.NONE or (subflow.initial and not self.fully_established):
             self._fail(subflow, now)
             return

@@ -10,6 +10,7 @@ from proxy.seg import Segment, dss_checksum, dss_option
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.states import State
 from proxy.wire.mptcp_options import (
+    MP_FAIL,
     REASON_UNSPECIFIED,
     MpCapable,
     MpFastclose,
@@ -376,6 +377,11 @@ class SubflowCore(TcpConnection):
         self._one_shots.append(option)
         self.request_ack()
         return True
+
+    def forget_addresses(self) -> None:
+        """After fall-back nothing but MP_FAIL may still be sent."""
+        if self._one_shots is not None:
+            self._one_shots = [shot for shot in self._one_shots if shot[2] >> 4 == MP_FAIL]
 
     def _rst_options(self) -> bytes:
         if not self.mptcp:
