@@ -199,3 +199,17 @@ def test_a_shut_or_small_window_is_probed_after_fall_back(window: int) -> None:
     script.first.take()
     script.sleep(3.0)
     assert script.first.take()
+
+
+def test_a_join_that_is_opening_ends_with_the_fall_back_and_the_connection_does_not() -> None:
+    script = MptcpScript.client(mptcp=config())
+    leg = script.joining()
+    script.send(b"x" * 100)
+    script.first.take()
+    script.first.inject()  # acknowledged, and no DATA_ACK: the path strips options
+    script.sleep(3.0)
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
+    assert leg.dead()
+    assert script.conn.state is State.ESTABLISHED
+    script.first.inject(payload=b"plain")
+    assert script.read() == b"plain"
