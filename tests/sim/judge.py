@@ -45,7 +45,9 @@ class Judge:
         self.world = world
         self._next = world.now
         self._watches = [_Watch(world.now) for _ in world.flows]
-        self.patience = _PATIENCE if len(world.flows) == 1 else _PATIENCE_SHARED
+        self.patience = _PATIENCE
+        if len(world.flows) > 1 or any(p.strip or p.corrupt for p in world.scenario.paths):
+            self.patience = _PATIENCE_SHARED  # queues of others, fall-backs by time-out
         if world.scenario.loss > _LOSSY:
             self.patience = _PATIENCE_LOSSY
         self.changed = 0
