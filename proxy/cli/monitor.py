@@ -29,6 +29,7 @@ _ATTRIBUTES = (
     ("backup", "backup"),
     ("error", "error"),
     ("reset-reason", "reset_reason"),
+    ("reset-flags", "reset_flags"),
     ("server-side", "server_side"),
     ("uplink", "uplink"),
     ("lost", "lost"),
@@ -77,7 +78,7 @@ def text_form(event: Mapping[str, Any], timed: bool = False) -> str:
         value = event.get(attribute)
         if value is None or (attribute == "server-side" and not value):
             continue
-        words.append(f"{label}={value}")
+        words.append(f"{label}=0x{value:x}" if label == "reset_flags" else f"{label}={value}")
     if timed and isinstance(event.get("time"), float | int):
         clock = datetime.fromtimestamp(event["time"])  # the reader's own time of day
         words.insert(0, clock.isoformat(" ", "milliseconds"))

@@ -208,11 +208,11 @@ def test_events_are_printed_as_ip_mptcp_monitor_prints_them() -> None:
     event: dict[str, Any] = {
         "event": "sub-closed", "time": 0.5, "token": "0a1b2c3d", "loc-id": 2, "rem-id": 0,
         "saddr4": IPS[1], "daddr4": "10.9.0.1", "sport": 5, "dport": 6, "backup": 0, "error": 104,
-        "reset-reason": 3, "uplink": "lte",
+        "reset-reason": 3, "reset-flags": 1, "uplink": "lte",
     }  # fmt: skip
     text = (
         "[     SF_CLOSED] token=0a1b2c3d remid=0 locid=2 saddr4=10.2.0.1 daddr4=10.9.0.1 sport=5 "
-        "dport=6 backup=0 error=104 reset_reason=3 uplink=lte"
+        "dport=6 backup=0 error=104 reset_reason=3 reset_flags=0x1 uplink=lte"
     )
     assert text_form(event) == text
     assert text_form(event, timed=True).endswith(f".500 {text}")
