@@ -98,8 +98,8 @@ def answers(stack: Stack, now: float = 1.0) -> list[Segment]:
     return [parse(b"".join(parts)) for parts in stack.poll_transmit(now)]
 
 
-def syn_options(mss: int = 1460) -> bytes:
-    return SynOptions(mss=mss, wscale=7, sack_permitted=True).build(b"")
+def syn_options(mss: int = 1460, ts_val: int = -1) -> bytes:
+    return SynOptions(mss=mss, wscale=7, sack_permitted=True, ts_val=ts_val).build(b"")
 
 
 def request() -> bytes:
@@ -112,7 +112,8 @@ def test_late_message_in_a_segment_that_completes_nothing_does_not_hang_the_gate
     flags: int,
 ) -> None:
     box = Gateway()
-    [syn_ack] = box.receive(SYN, 1000, 0, syn_options())
+    knock = Client("home", SECRET).knock(1000)
+    [syn_ack] = box.receive(SYN, 1000, 0, syn_options(ts_val=knock))
     box.receive(flags, 1001, syn_ack.seq + 1, data=request())
     # Only the ACK is the end of a handshake.
     assert box.dialled == ([SERVER] if flags == ACK else [])
