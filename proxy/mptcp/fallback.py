@@ -9,6 +9,7 @@ from proxy.mptcp.notes import Fallback, Note
 from proxy.mptcp.paths import Paths
 from proxy.seg import dss_option
 from proxy.tcp.events import Event
+from proxy.tcp.states import State
 from proxy.wire.mptcp_options import REASON_MIDDLEBOX, MpFail
 
 if TYPE_CHECKING:
@@ -28,13 +29,18 @@ class FallingBack(Paths):
     def may_fall_back(self, subflow: Subflow) -> bool:
         """Only with one subflow, and nothing sent or received out of order (DSS-11, FB-11).
 
-        Joins that are still opening do not count: they end with the fall-back.
+        Joins that are still opening do not count: they end with the fall-back. But one whose
+        third ACK we have sent may carry the peer's data already.
         """
         return (
             self.fallback is Fallback.NONE
             and subflow.initial
             and self.contiguous
-            and not any(s.fully_established for s in self.subflows if s is not subflow)
+            and not any(
+                s.fully_established or (s.active and s.state is not State.SYN_SENT)
+                for s in self.subflows
+                if s is not subflow
+            )
             and self.rx.stream.fragments == 0
         )
 
