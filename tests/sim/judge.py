@@ -48,8 +48,10 @@ class Judge:
         self.patience = _PATIENCE
         if len(world.flows) > 1 or any(p.strip or p.corrupt for p in world.scenario.paths):
             self.patience = _PATIENCE_SHARED  # queues of others, fall-backs by time-out
-        if world.scenario.loss > _LOSSY:
-            self.patience = _PATIENCE_LOSSY
+        hasty = any(h.tcp.user_timeout for h in (world.scenario.client, world.scenario.server))
+        outages = any(path.outages for path in world.scenario.paths)
+        if world.scenario.loss > _LOSSY or (hasty and outages):
+            self.patience = _PATIENCE_LOSSY  # one end may be gone: only keep-alives tell
         self.changed = 0
 
     @property
