@@ -92,14 +92,14 @@ class Profile:
     @property
     def seeds(self) -> int:
         """A loss more or less moves a short transfer by a lot."""
-        return 2 if any(u.loss for u in self.uplinks) else 1
+        return 3 if any(u.loss for u in self.uplinks) else 1
 
 
 PROFILES = {
-    "fibre+lte": Profile((Uplink(300, 8), Uplink(30, 40)), 20),
+    "fibre+lte": Profile((Uplink(300, 8), Uplink(30, 40)), 16),
     "cable+5g": Profile((Uplink(150, 30), Uplink(100, 50, jitter=20)), 16),
     "deep-buffers": Profile((Uplink(100, 10, queue=500), Uplink(10, 200, queue=1000)), 12),
-    "lossy": Profile((Uplink(30, 40, loss=0.01), Uplink(30, 80, loss=0.03, bursts=True)), 3, 0.25),
+    "lossy": Profile((Uplink(30, 40, loss=0.01), Uplink(30, 80, loss=0.03, bursts=True)), 3, 0.5),
     "satellite": Profile((Uplink(20, 60), Uplink(50, 300)), 8, 0.15),
     "dsl+lte": Profile((Uplink(50, 20), Uplink(20, 60)), 8),
     "equal": Profile((Uplink(20, 30), Uplink(20, 30)), 5),
@@ -110,7 +110,7 @@ PROFILES = {
 ONE_PATH = {
     "50/20": Profile((Uplink(50, 20),), 10),
     "50/20 deep": Profile((Uplink(50, 20, queue=1000),), 10),
-    "50/20 loss 1%": Profile((Uplink(50, 20, loss=0.01),), 6, 0.25),
+    "50/20 loss 1%": Profile((Uplink(50, 20, loss=0.01),), 4, 0.25),
     "20/100": Profile((Uplink(20, 100),), 6),
     "100/20 shallow": Profile((Uplink(100, 20, queue=5),), 16, 0.15),
 }
@@ -231,6 +231,7 @@ def measure_one_path(which: int, row: str, control: str) -> float:
 BOTTLENECK = Uplink(10, 40)
 SETTLE = 4.0
 FAIR_TIME = 12.0
+FAIR_RUNS = 3
 SHARE_OF_TWO = "2 subflows / 1"
 EQUALS = "1 / 1"
 
@@ -253,7 +254,7 @@ def next_event(pair: MptcpPair) -> float:
 
 
 @lru_cache(maxsize=100)
-def measure_fairness(row: str, control: str) -> float:
+def measure_share(row: str, control: str, seed: int) -> float:
     """The share that the first of two connections takes of one bottleneck.
 
     With several subflows the rival is what coupling is defined by, NewReno, or of the same kind
@@ -261,7 +262,7 @@ def measure_fairness(row: str, control: str) -> float:
     """
     subflows = 2 if row == SHARE_OF_TWO else 1
     rival = control if control in ("cubic", "bbr") else "reno"
-    shared = BOTTLENECK.build(random.Random(7)).down
+    shared = BOTTLENECK.build(random.Random(seed + 7)).down
 
     def paths(count: int) -> Callable[[random.Random], list[Path]]:
         return lambda rng: [
@@ -280,7 +281,7 @@ def measure_fairness(row: str, control: str) -> float:
                 paths(count),
                 App(),
                 App(bytes(size)),
-                seed=number + 1,
+                seed=number + 2 * seed + 1,
                 client_tcp=tcp,
                 server_tcp=tcp,
                 client=mptcp,
@@ -290,6 +291,11 @@ def measure_fairness(row: str, control: str) -> float:
     together(pairs, SETTLE + FAIR_TIME)
     rates = [goodput(p.client_app, START + SETTLE, START + SETTLE + FAIR_TIME) for p in pairs]
     return rates[0] / sum(rates)
+
+
+def measure_fairness(row: str, control: str) -> float:
+    """The mean of ``measure_share`` over some seeds: drop-tail queues have rhythms."""
+    return sum(measure_share(row, control, seed) for seed in range(FAIR_RUNS)) / FAIR_RUNS
 
 
 # -- all cells --------------------------------------------------------------------------------
@@ -309,7 +315,7 @@ def sections() -> dict[str, str]:
     }
     titles[PATH_RATE] = "rate/round trip: Mbit/s"
     titles[PATH_QUEUE] = "rate/round trip: mean queue, ms"
-    titles[FAIRNESS] = f"{BOTTLENECK}: share of the first (fair: 0.5); rivals: see grid.py"
+    titles[FAIRNESS] = f"{BOTTLENECK}: share of the first (fair: 0.5), +-0.15; rivals: see grid.py"
     return titles
 
 
@@ -319,15 +325,20 @@ def cells(full: bool) -> Iterator[Key]:
     rows = [QUICK_SCHEDULER, *(n for n in schedulers() if n != QUICK_SCHEDULER)]
     for name in PROFILES:
         for row in (ALONE, *rows):
+            if not full and name == "lossy" and row in (ALONE, "backup"):
+                continue  # slow, for losses leave little of one path
             for control in controls:
                 if full or control == QUICK_CONTROL or row == QUICK_SCHEDULER:
                     yield name, row, control
     for section in (PATH_RATE, PATH_QUEUE):
         for row in ONE_PATH:
-            yield from ((section, row, control) for control in controls)
+            for control in controls:
+                # On one path the coupled ones are one and the same.
+                if full or control not in ("olia", "balia"):
+                    yield section, row, control
     for row in (SHARE_OF_TWO, EQUALS):
         for control in controls:
-            if full or row == SHARE_OF_TWO:
+            if full or (row == SHARE_OF_TWO and control not in ("cubic", "bbr")):
                 yield FAIRNESS, row, control
 
 
@@ -345,7 +356,7 @@ def compare(key: Key, wanted: float, got: float) -> int:
     """-1: worse than the tolerance allows, 0: as it was, 1: better than that."""
     section, row, _ = key
     if section == FAIRNESS:
-        return 0 if abs(got - wanted) <= 0.1 else -1
+        return 0 if abs(got - wanted) <= 0.15 else -1
     if section == PATH_QUEUE:
         margin = max(0.25 * wanted, 3.0)
         return -1 if got > wanted + margin else 1 if got < wanted - margin else 0
