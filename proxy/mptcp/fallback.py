@@ -47,6 +47,7 @@ class FallingBack(Paths):
     def fall_back_at_handshake(self, subflow: Subflow, reason: str, now: float) -> None:
         """The peer or the path does not take part in MPTCP."""
         self._become_plain(subflow, Fallback.AT_HANDSHAKE, reason)
+        self.on_plain_acked(subflow, now)  # TCP's ACK counts from now on, also what it said before
         self._take_earlier_fin(subflow, now)
 
     def fall_back(self, subflow: Subflow, reason: str, now: float) -> None:
@@ -56,6 +57,7 @@ class FallingBack(Paths):
         self._fail_at = INFINITE
         for chunk in held or ():
             self.on_plain_data(chunk, now)
+        self.on_plain_acked(subflow, now)
         self._take_earlier_fin(subflow, now)
 
     def _take_earlier_fin(self, subflow: Subflow, now: float) -> None:
@@ -106,7 +108,6 @@ class FallingBack(Paths):
         self.infinite_seq = subflow.snd_nxt
         self.host.counters.add("MPTcpExtInfiniteMapTx")
         self.fall_back(subflow, reason, now)
-        self.on_plain_acked(subflow, now)
 
     def infinite_mapping(self, subflow: SubflowCore, seq: int) -> bytes:
         """The DSS of an infinite mapping for the data at ``seq``; its checksum is 0 (P08)."""

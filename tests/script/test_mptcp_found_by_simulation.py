@@ -213,3 +213,14 @@ def test_a_join_that_is_opening_ends_with_the_fall_back_and_the_connection_does_
     assert script.conn.state is State.ESTABLISHED
     script.first.inject(payload=b"plain")
     assert script.read() == b"plain"
+
+
+def test_what_tcp_acknowledged_before_the_fall_back_is_free_after_it(script: MptcpScript) -> None:
+    script.send(b"x" * 100)
+    script.first.take()
+    script.first.inject(options=script.dss(ack=0))  # TCP has it, the connection not yet
+    assert script.conn.tx.una == 0
+    infinite = script.dss(at=0, ssn=1, length=0)
+    script.first.inject(options=infinite, payload=b"plain")
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
+    assert script.conn.tx.una == 100
