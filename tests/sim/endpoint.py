@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from proxy.tcp.events import Event
@@ -47,7 +48,7 @@ class End:
         self.done_at: float | None = None
         self.progress_at = world.now
         self.room_at = world.now
-        self.waited_for_since = world.now
+        self._writes: deque[tuple[int, float]] = deque()
         self._writing = False
         self._reading_paused = False
         self._read_waiting = False
@@ -187,9 +188,9 @@ class End:
             count = min(room, plan.chunk, len(out) - self.written, plan.burst - self._in_burst)
             if self.peer.read == self.written:
                 self.peer.progress_at = self.world.now  # it waits from now on
-                self.waited_for_since = self.world.now
             conn.send(memoryview(out)[self.written : self.written + count])
             self.written += count
+            self._writes.append((self.written, self.world.now))
             self._in_burst += count
         if plan.abort == "written":
             self._abort()
@@ -216,8 +217,7 @@ class End:
             return
         self.finished = True
         self.peer.progress_at = self.world.now
-        if self.peer.read == self.written:
-            self.waited_for_since = self.world.now
+        self._writes.append((self.written + 1, self.world.now))
         assert self.conn is not None
         self.world.log(f"{self.name} shuts down after {self.written} bytes")
         self.conn.shutdown_write()
@@ -276,7 +276,7 @@ class End:
         if bytes(piece) != self.peer.out[start:end]:
             self.world.judge_changed_bytes(self, start, bytes(piece))
         self.read = end
-        self.progress_at = self.peer.room_at = self.peer.waited_for_since = self.world.now
+        self.progress_at = self.peer.room_at = self.world.now
         if self.plan.speak == "data":
             self._write_on()
 
@@ -296,6 +296,13 @@ class End:
         self._write_on()
         if self.plan.finish == "eof" and self.written >= len(self.out):
             self._plan_finish()
+
+    def waited_for_since(self) -> float:
+        """When the first byte (or end) that the peer has not read was written."""
+        writes = self._writes
+        while len(writes) > 1 and writes[0][0] <= self.peer.read:
+            writes.popleft()
+        return writes[0][1] if writes else self.world.now
 
     # -- what it waits for ------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ class Judge:
                     raise Failure(f"{end.name} has no room to write for {stall:.1f} s")
             if not end.starved():
                 continue
-            stall = _stall(now, end.progress_at, up_since, end.peer.waited_for_since)
+            stall = _stall(now, end.progress_at, up_since, end.peer.waited_for_since())
             if end.peer.done_at is not None:
                 # Nothing will come; the worst way to learn it are keep-alives.
                 if stall > _PATIENCE_DEAD and now - end.peer.done_at > _PATIENCE_DEAD:
@@ -241,7 +241,7 @@ class Judge:
             return "everything arrived, the end was cut off"
         if not (client.established and server.established):
             return "cut off while it opened" if watch.dark >= 4.0 else ""
-        limit = 8.0 if hasty else 18.0
+        limit = 3.0 if hasty else 18.0
         return "no path worked for too long" if watch.dark >= limit else ""
 
 
