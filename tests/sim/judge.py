@@ -18,7 +18,8 @@ _WATCH = 0.25
 _LOOK_INTO = 64  # steps between two looks into the connections' memory
 _SLACK = 65536 + 65535  # a super-segment and the rounding of the window scale
 _PATIENCE = 2.5
-_PATIENCE_SHARED = 8.0
+_PATIENCE_SHARED = 8.0  # small queues, filled by others
+_PATIENCE_BOXES = 20.0  # fall-backs by time-out
 _PATIENCE_LOSSY = 40.0
 _PATIENCE_DEAD = 75.0
 _LOSSY = 0.02
@@ -46,8 +47,10 @@ class Judge:
         self._next = world.now
         self._watches = [_Watch(world.now) for _ in world.flows]
         self.patience = _PATIENCE
-        if len(world.flows) > 1 or any(p.strip or p.corrupt for p in world.scenario.paths):
-            self.patience = _PATIENCE_SHARED  # queues of others, fall-backs by time-out
+        if len(world.flows) > 1:
+            self.patience = _PATIENCE_SHARED
+        if any(path.strip or path.corrupt for path in world.scenario.paths):
+            self.patience = _PATIENCE_BOXES
         hasty = any(h.tcp.user_timeout for h in (world.scenario.client, world.scenario.server))
         outages = any(path.outages for path in world.scenario.paths)
         if world.scenario.loss > _LOSSY or (hasty and outages):
@@ -236,7 +239,8 @@ class Judge:
         scenario = self.world.scenario
         client, server = flow.client, flow.server
         hasty = any(host.tcp.user_timeout for host in (scenario.client, scenario.server))
-        unsteady = hasty or any(path.outages for path in scenario.paths)
+        # A corrupting box makes us reset subflows: for the last DATA_ACK that is as an outage.
+        unsteady = hasty or any(path.outages or path.corrupt for path in scenario.paths)
         if client.got_eof and server.got_eof and unsteady:
             return "everything arrived, the end was cut off"
         if not (client.established and server.established):

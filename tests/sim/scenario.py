@@ -220,7 +220,7 @@ def _log(rng: random.Random, low: float, high: float) -> float:
 
 def _path(rng: random.Random, theme: str, v6: bool) -> PathPlan:
     rate = 0.0 if rng.random() < 0.1 else _log(rng, 0.5e6, 200e6)
-    delay = 0.0 if rng.random() < 0.05 else _log(rng, 0.0005, 0.12)
+    delay = 0.00005 if rng.random() < 0.05 else _log(rng, 0.0005, 0.12)
     queue = 0
     if rate and (rate < 1e7 or rng.random() < 0.8):
         queue = max(12, int(rate * _log(rng, 0.01, 0.3) / 12000))
