@@ -177,7 +177,8 @@ class Recovery(PathMtu):
             self._progress(advance, now)
         self._tlp_on_ack(ack, advance, dsack, now)
         head = acked[0] if advance and acked and acked[0].seq == una else None
-        self._try_undo(ts_ecr, advance, original, head)
+        if not blackout:  # whose RTOs were right, whatever was delivered before it
+            self._try_undo(ts_ecr, advance, original, head)
         lost = self._rack_detect(now)
         if lost:
             self._on_loss(now)
@@ -309,6 +310,9 @@ class Recovery(PathMtu):
         if self.congestion.sample is not None:
             self._take_congestion_window()
             return
+        if not delivered and self._prr_out:
+            # Nothing arrived (tcp_cwnd_reduction): what an ACK of the same batch allowed stays.
+            return
         self._prr_delivered += delivered
         pipe = self.bytes_in_flight
         ssthresh = self.ssthresh
@@ -320,7 +324,8 @@ class Recovery(PathMtu):
         else:
             count = max(self._prr_delivered - out, delivered)
             if advance and not lost:
-                count += mss
+                # By bytes (RFC 3465), for one ACK stands for many segments: slow start.
+                count += max(mss, delivered)
             count = min(count, ssthresh - pipe)
         if not self._prr_out:
             count = max(count, mss)  # the first retransmission goes at once
