@@ -19,7 +19,7 @@ class Timed(Protocol):
         ...
 
     def on_timeout(self, now: float) -> None:
-        """A deadline has passed."""
+        """A deadline that was armed has passed; perhaps not the one that counts by now."""
         ...
 
 
@@ -67,7 +67,11 @@ class Timers:
         return None
 
     def fire(self, now: float) -> None:
-        """Call ``on_timeout`` of all whose deadline is not after ``now``."""
+        """Call ``on_timeout`` of all whose deadline is not after ``now``.
+
+        Also of those whose deadline has moved later since: they must know that what they had
+        armed is gone, or they would rely on it.
+        """
         heap = self._heap
         armed = self._armed
         while heap and heap[0][0] <= now:
@@ -75,11 +79,7 @@ class Timers:
             if armed.get(timed) != deadline:
                 continue
             del armed[timed]
-            current = timed.next_timeout()
-            if current is None:
-                continue
-            if current <= now:
-                timed.on_timeout(now)
+            timed.on_timeout(now)
             self._rearm(timed, now)
 
     def _rearm(self, timed: Timed, now: float) -> None:

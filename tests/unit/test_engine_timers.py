@@ -11,13 +11,16 @@ class Alarm:
     def __init__(self, deadline: float | None) -> None:
         self.deadline = deadline
         self.fired: list[float] = []
+        self.called: list[float] = []
 
     def next_timeout(self) -> float | None:
         return self.deadline
 
     def on_timeout(self, now: float) -> None:
-        self.fired.append(now)
-        self.deadline = None
+        self.called.append(now)
+        if self.deadline is not None and now >= self.deadline:
+            self.fired.append(now)
+            self.deadline = None
 
 
 def test_fires_in_order_and_only_what_is_due() -> None:
@@ -40,6 +43,16 @@ def test_deadline_that_moved_later_does_not_fire_early() -> None:
     timers.fire(1.0)
     assert alarm.fired == []
     assert timers.next_timeout() == 3.0
+
+
+def test_passing_over_a_deadline_that_moved_is_told() -> None:
+    timers = Timers()
+    alarm = Alarm(1.0)
+    timers.arm(alarm)
+    alarm.deadline = 3.0
+    timers.arm(alarm)
+    timers.fire(1.0)
+    assert alarm.called == [1.0]  # or it would believe that an earlier deadline is still armed
 
 
 def test_deadline_that_moved_earlier_fires_at_the_earlier_time_once() -> None:
