@@ -363,9 +363,12 @@ class Sending(ConnectionCore):
 
     def _restart_rtx(self, now: float) -> None:
         longest = _MIN_RTX
+        # A DATA_FIN alone has no TCP below it that would notice its loss: as a tail loss probe,
+        # its first repetition does not wait for a time-out.
+        tail = self.tx.fin_sent and self.tx.una == self.tx.end and not self._backoff
         for subflow in self.subflows:
-            if subflow.srtt and not subflow.stale and subflow.rto > longest:
-                longest = subflow.rto
+            if subflow.srtt and not subflow.stale:
+                longest = max(longest, subflow.srtt if tail else subflow.rto)
         before = self._rtx_at
         self._rtx_at = at = now + min(2.0 * longest * (1 << min(self._backoff, 10)), _MAX_RTX)
         if at < before:
