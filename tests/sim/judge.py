@@ -51,6 +51,10 @@ class Judge:
             self.patience = _PATIENCE_SHARED
         if any(path.strip or path.corrupt for path in world.scenario.paths):
             self.patience = _PATIENCE_BOXES
+        slowest = min(
+            (r for p in world.scenario.paths for r in (p.rate_up, p.rate_down) if r), default=1e9
+        )
+        self.patience += 1e6 / slowest  # what a queue or a mapping holds takes its time
         hasty = any(h.tcp.user_timeout for h in (world.scenario.client, world.scenario.server))
         outages = any(path.outages for path in world.scenario.paths)
         if world.scenario.loss > _LOSSY or (hasty and outages):
