@@ -55,7 +55,8 @@ class FallingBack(Paths):
         self._become_plain(subflow, Fallback.INFINITE_MAPPING, reason)
         held, self._held = self._held, None
         self._fail_at = INFINITE
-        for chunk in held or ():
+        # Without a checksum to wait for, what was collected of a mapping counts as it is.
+        for chunk in held or subflow.discard_held():
             self.on_plain_data(chunk, now)
         self.on_plain_acked(subflow, now)
         self._take_earlier_fin(subflow, now)

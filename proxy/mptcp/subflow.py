@@ -190,12 +190,22 @@ class Subflow(SubflowCore):
         if not self.mptcp:
             return True
         if not options and seg.dss_flags < 0:
-            self._on_bare(seg)
+            self._on_bare(seg, now)
         for option in options:
             self._on_option(option, seg, now)
         return not self.doomed
 
-    def _on_bare(self, seg: Segment) -> None:
+    def _is_mapped(self, seq: int) -> bool:
+        if (seq - self._map_seq) & MASK < self._map_length:
+            return True
+        return any((seq - m.seq) & MASK < m.length for m in self._pending_maps or ())
+
+    def _on_bare(self, seg: Segment, now: float) -> None:
+        plain = seg.flags & 1 or (seg.length and not self._is_mapped(seg.seq))
+        if plain and self.conn.failing:
+            # The peer's own MP_FAIL was lost, but it sends as one who has fallen back.
+            self.conn.fall_back(self, "bad checksum, and the peer goes on without", now)
+            return
         # FB-05: an ACK for mapped data without a DATA_ACK may mean that options are stripped; not
         # if it has SACK blocks, for which an engine may have left the DSS out (SPC-01).
         if seg.sack:

@@ -224,3 +224,29 @@ def test_what_tcp_acknowledged_before_the_fall_back_is_free_after_it(script: Mpt
     script.first.inject(options=infinite, payload=b"plain")
     assert script.conn.fallback is Fallback.INFINITE_MAPPING
     assert script.conn.tx.una == 100
+
+
+def test_a_fall_back_delivers_what_waited_for_its_checksum() -> None:
+    script = MptcpScript.client(mptcp=config(), checksum=True)
+    option = script.dss(at=0, ssn=1, length=8, payload=b"in parts")
+    script.first.inject(options=option, payload=b"in p")
+    script.send(b"x" * 100)
+    script.first.take()
+    assert script.read() == b""
+    script.first.inject()  # acknowledged without a DATA_ACK: no options pass any more
+    script.sleep(5.0)
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
+    script.first.inject(payload=b"arts")
+    assert script.read() == b"in parts"
+
+
+def test_plain_data_after_mp_fail_is_as_good_as_an_answer() -> None:
+    script = MptcpScript.client(mptcp=config(), checksum=True)
+    good = script.dss(at=0, ssn=1, length=4, payload=b"good")
+    script.first.inject(options=good, payload=b"good")
+    bad = script.dss(at=4, ssn=5, length=4, payload=b"sent")
+    script.first.inject(options=bad, payload=b"SENT")
+    script.first.inject("FA", payload=b"last")
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
+    assert script.read() == b"goodSENTlast"
+    assert script.conn.eof
