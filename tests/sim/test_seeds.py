@@ -12,8 +12,8 @@ import pytest
 from tests.sim.scenario import draw
 from tests.sim.world import World
 
-FIRST, LAST = 0, 599
-CHUNK = 20
+FIRST, LAST = 0, 999
+CHUNK = 25
 
 
 def _chunks() -> list[range]:
