@@ -415,6 +415,10 @@ class Sending(ConnectionCore):
             head = mapping
             if subflow.acks_without_dss and self._stripped(subflow, now):
                 return
+            if subflow.bare_last and len(self.subflows) == 1:
+                # For a peer that fell back in silence the same bytes once more would be new ones.
+                subflow.probe_window(now)
+                return
         if tx.reinject:
             self.host.wake(self)
             return

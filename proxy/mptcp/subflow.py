@@ -162,7 +162,7 @@ class Subflow(SubflowCore):
         flags = seg.dss_flags
         if flags < 0:
             return True
-        self.acks_without_dss = False
+        self.acks_without_dss = self.bare_last = False
         if flags & DSS_ACK:
             conn.on_data_ack(self, seg.data_ack, seg.data_ack64, seg.window << self.snd_wscale, now)
         if flags & DSS_MAP:
@@ -208,10 +208,9 @@ class Subflow(SubflowCore):
             return
         # FB-05: an ACK for mapped data without a DATA_ACK may mean that options are stripped; not
         # if it has SACK blocks, for which an engine may have left the DSS out (SPC-01).
-        if seg.sack:
-            return
+        self.bare_last = True
         tx = self.conn.tx
-        if (seg.ack != self.snd_una and len(self.mappings)) or tx.fin_sent != tx.fin_acked:
+        if not seg.sack and (len(self.mappings) or tx.fin_sent != tx.fin_acked):
             self.acks_without_dss = True
 
     def _prove(self, options: tuple[MptcpOption, ...], seg: Segment, now: float) -> bool:
@@ -246,6 +245,8 @@ class Subflow(SubflowCore):
         # the peer's half-open socket has answered a probe. It would be MPTCP in the end, we not.
         if seg.length or seg.flags & 1 or seg.ack != self.snd_una:
             return False
+        if self.tx_base >= 0 and self.snd_una != (self.tx_base + 1) & MASK:
+            return False  # it has acknowledged data: it is not half-open
         self._bare_answers += 1
         return self._bare_answers < _BARE_ANSWERS
 

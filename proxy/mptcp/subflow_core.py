@@ -61,6 +61,7 @@ class SubflowCore(TcpConnection):
         "_syns",
         "ack64",
         "acks_without_dss",
+        "bare_last",
         "active",
         "backup",
         "bytes_reinjected",
@@ -129,6 +130,7 @@ class SubflowCore(TcpConnection):
         self.remote_nonce = b""
         self.ack64 = False
         self.acks_without_dss = False
+        self.bare_last = False
         self.tx_base = -1
         self.bytes_reinjected = 0
         self._rx_base = -1

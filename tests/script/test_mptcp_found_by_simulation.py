@@ -250,3 +250,18 @@ def test_plain_data_after_mp_fail_is_as_good_as_an_answer() -> None:
     assert script.conn.fallback is Fallback.INFINITE_MAPPING
     assert script.read() == b"goodSENTlast"
     assert script.conn.eof
+
+
+def test_bytes_that_tcp_has_are_not_sent_again_on_the_only_subflow_before_dss_was_seen(
+    script: MptcpScript,
+) -> None:
+    script.send(b"x" * 100)
+    script.first.take()
+    script.first.inject(options=sack(script, 1, 101))  # plain TCP answers a duplicate like this
+    script.sleep(1.0)
+    sent = script.first.take()
+    assert sent
+    assert not any(seg.length for seg in sent)
+    script.first.inject()  # the answer to the probe: no DSS either
+    script.sleep(3.0)
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
