@@ -67,6 +67,7 @@ class ConnectionCore:
         "_backoff",
         "_blocked",
         "_closed_by_app",
+        "_fail_again_at",
         "_fail_at",
         "_held",
         "_held_bytes",
@@ -155,6 +156,7 @@ class ConnectionCore:
         self._rtx_at = INFINITE
         self._life_at = INFINITE
         self._fail_at = INFINITE
+        self._fail_again_at = INFINITE
         self._pace_at = INFINITE
         self._tail_at = INFINITE
         self._backoff = 0

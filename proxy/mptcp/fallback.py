@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proxy.seg import Segment
 
 _FAIL_TIMEOUT = 120.0
+_FAIL_PAUSE = 0.2
 
 
 class FallingBack(Paths):
@@ -136,6 +137,7 @@ class FallingBack(Paths):
         self._held = list(chunks)
         self._held_bytes = mapping.length
         self._fail_at = now + _FAIL_TIMEOUT
+        self._fail_again_at = now + _FAIL_PAUSE
         subflow.send_option(self.fail_option())
         self.arm()
 
@@ -144,8 +146,11 @@ class FallingBack(Paths):
         """Whether a bad checksum waits for the peer's answer."""
         return self._held is not None
 
-    def hold(self, payload: memoryview) -> bool:
+    def hold(self, subflow: Subflow, payload: memoryview, now: float) -> bool:
         """Keep bytes until the peer has answered MP_FAIL; False beyond the receive buffer."""
+        if now >= self._fail_again_at:
+            self._fail_again_at = now + max(_FAIL_PAUSE, 2.0 * subflow.receive_rtt())
+            subflow.send_option(self.fail_option())  # the first one may have been lost
         held = self._held
         self._held_bytes += len(payload)
         if held is None or self._held_bytes > self.rx.buffer + 65536:

@@ -224,7 +224,7 @@ class Paths(Receiving):
             for other in self.subflows:
                 if other is not subflow:
                     other.doom(REASON_MIDDLEBOX)
-            self._stop_holding()
+            self.stop_holding()
         if not subflow.active:
             self._make_room(subflow)
         subflow.fully_established = True
@@ -376,6 +376,8 @@ class Paths(Receiving):
         if subflow.due and subflow.state is not State.CLOSED:
             self.host.wake(subflow)
         self._usable = None
+        if subflow.fully_established:
+            self.stop_holding()
         if self._last_rx is subflow:
             self._last_rx = None
         if self.state is State.CLOSED:
@@ -406,8 +408,8 @@ class Paths(Receiving):
         self.arm()
         self.host.wake(self)
 
-    def _stop_holding(self) -> None:
-        # Bytes after a bad checksum: not DATA_ACKed, so the peer sends them again elsewhere.
+    def stop_holding(self) -> None:
+        """Forget bytes after a bad checksum: not DATA_ACKed, so the peer sends them again."""
         self._held = None
         self._fail_at = INFINITE
 

@@ -365,12 +365,15 @@ class Sending(ConnectionCore):
         longest = _MIN_RTX
         # A DATA_FIN alone has no TCP below it that would notice its loss: as a tail loss probe,
         # its first repetition does not wait for a time-out.
-        tail = self.tx.fin_sent and self.tx.una == self.tx.end and not self._backoff
+        lone = self.tx.fin_sent and self.tx.una == self.tx.end
+        tail = lone and not self._backoff
         for subflow in self.subflows:
             if subflow.srtt and not subflow.stale:
                 longest = max(longest, subflow.srtt if tail else subflow.rto)
+        if not lone or not self._backoff:
+            longest *= 2.0
         before = self._rtx_at
-        self._rtx_at = at = now + min(2.0 * longest * (1 << min(self._backoff, 10)), _MAX_RTX)
+        self._rtx_at = at = now + min(longest * (1 << min(self._backoff, 10)), _MAX_RTX)
         if at < before:
             self.arm()  # the back-off is over: what is armed is too late
 

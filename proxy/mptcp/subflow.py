@@ -357,6 +357,8 @@ class Subflow(SubflowCore):
             self.doom(REASON_MPTCP)  # FB-13
             return False
         start = (self._rx_base + seg.ssn) & MASK
+        if conn.failing and start != self._map_seq and offset <= conn.rx.stream.rcv_nxt:
+            conn.stop_holding()  # it has not heard of MP_FAIL and sends the same bytes once more
         return self._add_mapping(seg, start, offset, length, seg.dss_checksum, seg.data_length)
 
     def _on_capable_data(self, option: MpCapable, seg: Segment) -> None:
@@ -432,7 +434,7 @@ class Subflow(SubflowCore):
         if self.doomed:
             return
         if conn.failing:
-            if not conn.hold(memoryview(payload)):
+            if not conn.hold(self, memoryview(payload), now):
                 self.doom(REASON_MIDDLEBOX)
             return
         position = 0
@@ -459,7 +461,7 @@ class Subflow(SubflowCore):
                     conn.on_plain_data(memoryview(payload)[position:], now)
                 return
             if conn.failing:
-                if position < count and not conn.hold(memoryview(payload)[position:]):
+                if position < count and not conn.hold(self, memoryview(payload)[position:], now):
                     self.doom(REASON_MIDDLEBOX)
                 return
 

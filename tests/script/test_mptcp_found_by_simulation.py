@@ -11,7 +11,7 @@ from proxy.seg import DSS_ACK, DSS_FIN
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
 from proxy.wire.address import Address
-from proxy.wire.mptcp_options import MpCapable, MpFastclose
+from proxy.wire.mptcp_options import MpCapable, MpFail, MpFastclose
 from proxy.wire.tcp_options import sack_option
 from tests.script.mptcp_harness import SECOND, TCP, MptcpScript, config, has_option
 
@@ -265,3 +265,30 @@ def test_bytes_that_tcp_has_are_not_sent_again_on_the_only_subflow_before_dss_wa
     script.first.inject()  # the answer to the probe: no DSS either
     script.sleep(3.0)
     assert script.conn.fallback is Fallback.INFINITE_MAPPING
+
+
+def failed_checksum() -> MptcpScript:
+    """The second mapping had a bad checksum, MP_FAIL was sent and then lost."""
+    script = MptcpScript.client(mptcp=config(), checksum=True)
+    good = script.dss(at=0, ssn=1, length=4, payload=b"good")
+    script.first.inject(options=good, payload=b"good")
+    bad = script.dss(at=4, ssn=5, length=4, payload=b"sent")
+    script.first.inject(options=bad, payload=b"SENT")
+    assert has_option(script.first.last(), MpFail)
+    return script
+
+
+def test_mp_fail_is_repeated_while_data_comes() -> None:
+    script = failed_checksum()
+    script.sleep(1.0)
+    more = script.dss(at=8, ssn=9, length=4, payload=b"more")
+    script.first.inject(options=more, payload=b"more")
+    assert has_option(script.first.last(), MpFail)
+
+
+def test_the_same_bytes_once_more_in_a_good_mapping_make_mp_fail_moot() -> None:
+    script = failed_checksum()
+    again = script.dss(at=4, ssn=9, length=4, payload=b"sent")
+    script.first.inject(options=again, payload=b"sent")
+    assert script.read() == b"goodsent"
+    assert script.conn.fallback is Fallback.NONE
