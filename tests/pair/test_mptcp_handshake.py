@@ -175,7 +175,7 @@ def test_any_duplicated_and_late_packet_of_the_start_is_harmless(which: int, up:
 
 def test_lost_third_ack_of_a_join_is_repeated() -> None:
     box = nth(3, lambda i, up, p: i == 1 and up and not is_syn(p))
-    pair = talk(size=900 * KB, filter=box)
+    pair = talk(size=4000 * KB, filter=box)
     assert pair.server_counters["MPTcpExtMPJoinAckRx"] == 1
 
 
