@@ -1,0 +1,38 @@
+"""The configuration: frozen dataclasses, and ``load``, which reads them from a TOML file.
+
+Every key is described in ``docs/configuration.md``; a test compares the two.
+"""
+
+from proxy.config.common import RUNTIME_DIRECTORY, ControlConfig, LogConfig, TunConfig
+from proxy.config.engine import MPTCP_KEYS, TCP_KEYS
+from proxy.config.gateway import ClientConfig, EgressConfig, GatewayConfig, ListenConfig
+from proxy.config.load import load, parse
+from proxy.config.proxy import (
+    MAX_UPLINKS,
+    GatewayPeer,
+    LanConfig,
+    ProxyConfig,
+    UplinkConfig,
+)
+from proxy.toml_table import IpNetwork
+
+__all__ = [
+    "MAX_UPLINKS",
+    "MPTCP_KEYS",
+    "RUNTIME_DIRECTORY",
+    "TCP_KEYS",
+    "ClientConfig",
+    "ControlConfig",
+    "EgressConfig",
+    "GatewayConfig",
+    "GatewayPeer",
+    "IpNetwork",
+    "LanConfig",
+    "ListenConfig",
+    "LogConfig",
+    "ProxyConfig",
+    "TunConfig",
+    "UplinkConfig",
+    "load",
+    "parse",
+]

@@ -1,0 +1,136 @@
+"""The far box: ``role = "gateway"``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from proxy.config.common import (
+    DEFAULT_PORT,
+    NAME,
+    NAME_WANTED,
+    ControlConfig,
+    LogConfig,
+    Settings,
+    TunConfig,
+    read_control,
+    read_log,
+    read_secret_file,
+    read_service,
+    read_tun,
+    refuse_special,
+)
+from proxy.config.engine import read_mptcp, read_tcp
+from proxy.errors import ConfigError
+from proxy.toml_table import IpNetwork, Table, parse_address
+
+MAX_CLIENTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ListenConfig:
+    """Where the gateway takes connections: packed addresses that it has, and one port.
+
+    ``late_convert``: also take the Convert message as the first bytes after the handshake.
+    """
+
+    addresses: tuple[bytes, ...]
+    port: int
+    late_convert: bool = True
+    service: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """A proxy that may connect. ``previous_secrets`` are still accepted, so that a secret can be
+    changed without a gap."""
+
+    name: str
+    secret: bytes = field(repr=False)
+    previous_secrets: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EgressConfig:
+    """Which destinations clients may reach: ``allow`` opens parts of what is refused by default
+    (special-purpose addresses), ``deny`` closes parts of the rest and wins over ``allow``."""
+
+    allow: tuple[IpNetwork, ...] = ()
+    deny: tuple[IpNetwork, ...] = ()
+    deny_ports: tuple[int, ...] = (25,)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """The far box. ``source`` is the file this was read from."""
+
+    listen: ListenConfig
+    clients: tuple[ClientConfig, ...]
+    egress: EgressConfig
+    tun: TunConfig
+    control: ControlConfig
+    tcp: Settings = field(default_factory=dict)
+    mptcp: Settings = field(default_factory=dict)
+    log: LogConfig = field(default_factory=LogConfig)
+    source: Path | None = None
+    role: Literal["gateway"] = "gateway"
+
+
+def read_gateway(root: Table, source: Path) -> GatewayConfig:
+    """The whole file; ``source`` anchors relative file names."""
+    return GatewayConfig(
+        listen=_listen(root.table("listen", ("addresses", "port", "late_convert", "service"))),
+        clients=_clients(root, source),
+        egress=_egress(root.table("egress", ("allow", "deny", "deny_ports"), optional=True)),
+        tun=read_tun(root, "gateway"),
+        control=read_control(root, "gateway"),
+        tcp=read_tcp(root),
+        mptcp=read_mptcp(root),
+        log=read_log(root),
+        source=source,
+    )
+
+
+def _listen(table: Table) -> ListenConfig:
+    addresses: list[bytes] = []
+    for index, text in enumerate(table.strings("addresses")):
+        path = f"{table.path_of('addresses')}[{index}]"
+        packed = parse_address(text, path)
+        refuse_special(packed, path)
+        if packed in addresses:
+            raise ConfigError(path, f'"{text}" is listed twice')
+        addresses.append(packed)
+    return ListenConfig(
+        addresses=tuple(addresses),
+        port=table.integer("port", 1, 65535, DEFAULT_PORT),
+        late_convert=table.boolean("late_convert", True),
+        service=read_service(table),
+    )
+
+
+def _clients(root: Table, source: Path) -> tuple[ClientConfig, ...]:
+    clients: list[ClientConfig] = []
+    owners: dict[bytes, int] = {}
+    for position, table in enumerate(root.tables("client", ("name", "secret_file"), MAX_CLIENTS)):
+        name = table.name("name", NAME, NAME_WANTED)
+        for index, other in enumerate(clients):
+            if other.name == name:
+                raise ConfigError(table.path_of("name"), f"client[{index}] has that name already")
+        secrets = read_secret_file(table, source)
+        for secret in secrets:
+            # One secret for one pair of nodes (RFC 9257 §6): shared, it would let clients pass
+            # for one another.
+            if owners.setdefault(secret, position) != position:
+                message = f"client[{owners[secret]}] has the same secret"
+                raise ConfigError(table.path_of("secret_file"), message)
+        clients.append(ClientConfig(name, secrets[0], secrets[1:]))
+    return tuple(clients)
+
+
+def _egress(table: Table) -> EgressConfig:
+    return EgressConfig(
+        allow=table.networks("allow"),
+        deny=table.networks("deny"),
+        deny_ports=table.integers("deny_ports", 1, 65535, (25,)),
+    )
