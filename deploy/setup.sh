@@ -11,6 +11,9 @@ runtime_packages="nft:nftables ip:iproute2 cc:gcc"
 test_packages="curl:curl nginx:nginx-light iperf3:iperf3 sshd:openssh-server ssh:openssh-client
 tshark:tshark tcpdump:tcpdump ethtool:ethtool conntrack:conntrack redis-server:redis-server
 psql:postgresql-client"
+# A Docker engine is much to install unasked: the tests with containers are skipped without one,
+# but not in CI.
+container_packages="dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap"
 
 say() { printf 'setup: %s\n' "$*"; }
 have() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
@@ -24,7 +27,7 @@ need() {
 
 find_python() {
     for candidate in python3.13 python3.12 python3.11 python3; do
-        if have "$candidate" && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        if have "$candidate" && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             python=$candidate
             return
         fi
@@ -64,6 +67,7 @@ need "$runtime_packages"
 if [ "${1:-}" != --runtime ]; then
     need "$test_packages"
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
+    [ "${CI:-}" != true ] || need "$container_packages"
 fi
 find_python
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"

@@ -152,7 +152,7 @@ def _pick(tun: str, lan: Sequence[str]) -> list[str]:
         "ct status snat return",
         f"meta l4proto tcp meta mark set meta mark | {MARK:#x}",
         # A router in the LAN says that our segment is too big: the far server must not get that.
-        "meta l4proto { icmp, ipv6-icmp } ct state related ct original protocol tcp "
+        "meta l4proto { 1, 58 } ct state related ct original protocol 6 "
         f"meta mark set meta mark | {MARK:#x}",
     ]
 

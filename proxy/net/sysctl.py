@@ -141,7 +141,12 @@ class Sysctls:
 
 
 def write_sysctl(name: str, value: str) -> None:
-    """Set without keeping the old value: for what belongs to our own device. Raises DeviceError."""
+    """Set without keeping the old value: for what belongs to our own device. Raises DeviceError.
+
+    What is right already is not written: a container's /proc/sys may be read-only.
+    """
+    if read_sysctl(name) == value:
+        return
     try:
         (_ROOT / name).write_text(value)
     except OSError as error:
