@@ -32,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ CHALLENGE_LIFETIME = 60.0
 NONCE_LENGTH = 12
 CHALLENGE_LENGTH = 16
 TAG_LENGTH = 16
+NONCES_PER_CLIENT = 65536  # within 62 s, the life of a generation
 CHALLENGES_PER_SECOND = 100  # per client: whoever replays old tokens gets no more out of us
 
 FLAG_AEAD = 1
@@ -257,6 +258,11 @@ class Door:
 
     ``challenge_key`` are 32 random bytes that no other run uses; ``started`` is the wall time at
     which this run began to take connections.
+
+    Where several processes share the work, a nonce is for one of them to judge: ``elsewhere`` takes
+    a question and returns what another one said, None if it is ours, or raises what it likes;
+    ``judge`` answers it. ``part`` is the part of the limits that is ours, ``forgot_until`` the wall
+    time until which a process was in our place whose nonces are forgotten.
     """
 
     def __init__(
@@ -266,7 +272,12 @@ class Door:
         started: float,
         service: str = "",
         cache: NonceCache | None = None,
+        part: float = 1.0,
+        forgot_until: float = 0.0,
     ) -> None:
+        self.elsewhere: Callable[[bytes], Seen | None] | None = None
+        self._forgot_until = int(forgot_until)
+        self._challenge_limit = max(int(CHALLENGES_PER_SECOND * part), 1)
         self._keys: dict[tuple[bytes, int], tuple[str, _Key]] = {}
         for client in clients:
             for secret in (client.secret, *client.previous_secrets):
@@ -280,7 +291,9 @@ class Door:
         self._challenge_key = challenge_key
         self._latest = started
         self._not_before = int(started)
-        self._cache = cache if cache is not None else NonceCache(2 * WINDOW + 2)
+        if cache is None:
+            cache = NonceCache(2 * WINDOW + 2, int(NONCES_PER_CLIENT * part))
+        self._cache = cache
         self._challenges: dict[bytes, int] = {}
         self._challenges_second = 0
 
@@ -353,12 +366,28 @@ class Door:
         if not fresh:
             self._count_challenge(token.client, now)
             return Error.missing_cookie(self._make_challenge(token, source, int(now)))
-        seen = self._cache.add(token.client, token.nonce, now)
+        seen = self._judge_nonce(token, now)
+        if seen is Seen.FORGOTTEN:
+            self._count_challenge(token.client, now)
+            return Error.missing_cookie(self._make_challenge(token, source, int(now)))
         if seen is Seen.REPLAY:
             raise Unauthorised("replay")
         if seen is Seen.FULL:
             return Error(ErrorCode.RESOURCE_EXCEEDED, b"\1")
         return None
+
+    def _judge_nonce(self, token: _Token, now: float) -> Seen:
+        challenged = token.flags & FLAG_CHALLENGE
+        time = token.challenge[:4] if challenged else token.time.to_bytes(4, "big")
+        question = token.client + token.nonce + time
+        seen = self.elsewhere(question) if self.elsewhere is not None else None
+        return self.judge(question, now) if seen is None else seen
+
+    def judge(self, question: bytes, now: float) -> Seen:
+        """Enters a nonce: client id 8, nonce 12, time of the token or its challenge u32."""
+        if int.from_bytes(question[20:24], "big") <= self._forgot_until:
+            return Seen.FORGOTTEN
+        return self._cache.add(question[:8], question[8:20], now)
 
     def _make_challenge(self, token: _Token, source: bytes, time: int) -> bytes:
         # The network, not the address: carriers' NATs change the latter between connections.
@@ -383,7 +412,7 @@ class Door:
             self._challenges.clear()
         count = self._challenges.get(client, 0) + 1
         self._challenges[client] = count
-        if count > CHALLENGES_PER_SECOND:
+        if count > self._challenge_limit:
             raise Unauthorised("too-many-challenges")
 
     def _follow_clock(self, now: float) -> None:

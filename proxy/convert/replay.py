@@ -12,6 +12,8 @@ class Seen(enum.Enum):
     REPLAY = "replay"
     FULL = "full"
     """The client has used up its share: whether this is a replay cannot be known."""
+    FORGOTTEN = "forgotten"
+    """It is as old as what whoever should know has forgotten."""
 
 
 class NonceCache:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.engine.counters import CounterTable
-from proxy.engine.demux import Demux
+from proxy.engine.demux import Demux, flow_key
 from proxy.engine.rate import TokenBucket
 from proxy.engine.timers import Timers
 from proxy.errors import CodecError
 from proxy.mptcp.blackhole import Blackhole
 from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.keys import ALL_TOKENS, TokenShare
 from proxy.mptcp.subflow import Subflow
 from proxy.pm.base import Endpoint, PathManager
 from proxy.pm.base import factory as path_manager_factory
@@ -32,6 +33,9 @@ from proxy.tcp.path_mtus import PathMtus
 from proxy.wire import icmp
 from proxy.wire.address import Address
 from proxy.wire.mptcp_options import MpCapable, MpJoinSyn, MpTcprst, pad, parse_option
+
+if TYPE_CHECKING:
+    from proxy.engine.handover import Handover
 
 FIN = 1
 SYN = 2
@@ -62,15 +66,23 @@ class Listener(Protocol):
 
 
 class Stack:
-    """All connections behind one TUN device; the ``Host`` of each of them."""
+    """All connections behind one TUN device, or one queue of it; the ``Host`` of each of them.
+
+    ``share``: the tokens that connections here may have, where there are other workers.
+    """
 
     def __init__(
         self,
         rng: Rng,
         tcp_config: TcpConfig | None = None,
         mptcp_config: MptcpConfig | None = None,
+        share: TokenShare = ALL_TOKENS,
     ) -> None:
         self.rng = rng
+        self.token_share = share
+        self.handover: Handover | None = None
+        self.packet = b""
+        """The packet that ``receive`` is at."""
         self.secret = rng.randbytes(16)
         self.path_mtus = PathMtus()
         self.tcp_config = tcp_config or TcpConfig()
@@ -89,7 +101,7 @@ class Stack:
         self._awake: dict[Pollable, None] = {}
         self._out: list[Packet] = []
         self._events: deque[tuple[Application, Event]] = deque()
-        self._resets = TokenBucket(_RESET_RATE)
+        self._resets = TokenBucket(_RESET_RATE / share.count)
 
     # -- sans-IO interface --------------------------------------------------------------------
 
@@ -100,6 +112,7 @@ class Stack:
         except CodecError:
             self._receive_other(packet, now)
             return
+        self.packet = packet
         self.receive_segment(segment, now)
 
     def receive_segment(self, segment: Segment, now: float) -> None:
@@ -187,10 +200,12 @@ class Stack:
 
     def open_local_port(self, local_ip: bytes, remote: Address) -> Address:
         """A local address with a port free towards ``remote``, chosen at random (RFC 6056)."""
-        for _ in range(_PORT_TRIES):
+        for _ in range(_PORT_TRIES * self.token_share.count):
             port = _FIRST_PORT + self.rng.getrandbits(32) % _PORTS
             local = Address(local_ip, port)
-            if not self.demux.taken(local, remote):
+            if self.demux.taken(local, remote):
+                continue
+            if self.handover is None or self.handover.is_home(flow_key(local, remote)):
                 return local
         raise OSError("no free local port")
 
@@ -203,6 +218,8 @@ class Stack:
     def register(self, connection: TcpConnection) -> None:
         """Enter a connection or subflow into the demux."""
         self.demux.add(connection)
+        if self.handover is not None:
+            self.handover.registered(flow_key(connection.local, connection.remote))
 
     def transmit(self, packet: Packet) -> None:
         """Queue a packet for the device."""
@@ -224,6 +241,8 @@ class Stack:
         """``obj`` is gone: no packet and no timer finds it any more."""
         if isinstance(obj, TcpConnection):
             self.demux.remove(obj)
+            if self.handover is not None and not self.demux.taken(obj.local, obj.remote):
+                self.handover.forgotten(flow_key(obj.local, obj.remote))
             if isinstance(obj, Subflow) and obj.uplink is not None:
                 sent, received = self.retired.get(obj.uplink, (0, 0))
                 self.retired[obj.uplink] = (
@@ -236,6 +255,8 @@ class Stack:
     # -- what belongs to no connection ------------------------------------------------------------
 
     def _receive_stray(self, segment: Segment, now: float) -> None:
+        if self.handover is not None and self._hand_over(self.handover, segment, now):
+            return
         if segment.flags & RST:
             return
         if segment.flags & (SYN | ACK | FIN) == SYN:
@@ -243,6 +264,11 @@ class Stack:
             return
         if self.listener is not None and self.listener.on_stray(segment, now):
             self.reset(segment, now)
+
+    def _hand_over(self, handover: Handover, segment: Segment, now: float) -> bool:
+        join = _join_of(segment) if segment.flags & (SYN | ACK | FIN | RST) == SYN else None
+        token = None if join is None else join.token
+        return handover.take(segment.key, self.packet, token, now)
 
     def _receive_syn(self, syn: Segment, now: float) -> None:
         join = _join_of(syn)
@@ -302,7 +328,9 @@ class Stack:
             return
         connection = self.demux.find(error.key)
         if connection is None:
-            self.counters.add("IcmpNoConnection")
+            handover = self.handover
+            if handover is None or not handover.take(error.key, packet, None, now):
+                self.counters.add("IcmpNoConnection")
             return
         connection.on_icmp(error, now)
 

@@ -18,6 +18,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.keys import derive
 from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
 from proxy.wire.address import Address
@@ -87,7 +88,10 @@ class SynCookies:
         return (period & 31) << 27 | index << 24 | int.from_bytes(digest, "big")
 
     def _key(self, segment: Segment, client_isn: int) -> bytes:
-        return self._hash(b"mptcp key", segment, client_isn, 0, 8)
+        """The first of a row of hashes whose token is this worker's: the same in both calls."""
+        share = self._stack.token_share
+        keys = (self._hash(b"mptcp key", segment, client_isn, n, 8) for n in range(1 << 16))
+        return next(key for key in keys if share.holds(derive(key).token))
 
     @staticmethod
     def _syn(segment: Segment, client_isn: int, index: int, bits: int, mptcp: bool) -> Segment:
@@ -117,6 +121,7 @@ class _Scratch:
         self.memory = stack.memory
         self.tcp_config = stack.tcp_config
         self.mptcp_config = stack.mptcp_config
+        self.token_share = stack.token_share
         self.counters = stack.counters
         # A copy would cost by the number of connections: only the one token asked for matters,
         # and it is checked for uniqueness again when the cookie comes back.

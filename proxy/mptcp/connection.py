@@ -62,7 +62,7 @@ class MptcpConnection(FallingBack):
         what the SYN-ACK leaves unacknowledged of it becomes the first bytes of the stream.
         ``stamp``: see ``TcpConnection.connect``.
         """
-        key = keys.generate(host.rng, host.tokens)
+        key = keys.generate(host.rng, host.tokens, host.token_share)
         avoided = host.blackhole.active(local.ip, remote.ip, now)
         mptcp = key is not None and host.mptcp_config.enabled and not avoided
         if avoided:
@@ -103,7 +103,11 @@ class MptcpConnection(FallingBack):
 
         ``isn`` and ``local_key`` replace what would be drawn (stateless handshakes).
         """
-        key = keys.derive(local_key) if local_key else keys.generate(host.rng, host.tokens)
+        key = (
+            keys.derive(local_key)
+            if local_key
+            else keys.generate(host.rng, host.tokens, host.token_share)
+        )
         offer = _capable_of(syn)
         if offer is not None:
             host.counters.add("MPTcpExtMPCapableSYNRX")

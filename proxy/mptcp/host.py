@@ -11,6 +11,7 @@ from proxy.tcp.host import Host
 if TYPE_CHECKING:
     from proxy.mptcp.blackhole import Blackhole
     from proxy.mptcp.connection import MptcpConnection
+    from proxy.mptcp.keys import TokenShare
     from proxy.pm.base import Endpoint, PathManager
     from proxy.seg import Segment
     from proxy.tcp.connection import TcpConnection
@@ -24,6 +25,8 @@ class MptcpHost(Host, Protocol):
 
     tokens: dict[int, MptcpConnection]
     """Connections by local token; a connection enters and removes itself."""
+    token_share: TokenShare
+    """Which tokens the connections of this host may have."""
     mptcp_config: MptcpConfig
     blackhole: Blackhole
     """Which paths swallow SYNs with MP_CAPABLE."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Container
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 KEY_SIZE = 8
@@ -12,6 +13,7 @@ NONCE_SIZE = 4
 JOIN_SYN_ACK_HMAC = 8  # leftmost bytes in a SYN-ACK
 JOIN_ACK_HMAC = 20  # leftmost bytes in the third ACK
 _TRIES = 5  # as often as Linux draws again when a token is taken
+_TRIES_SHARED = 20  # times the number of workers: none of theirs fits once in 10**8 connections
 
 
 class RandomBytes(Protocol):
@@ -20,6 +22,35 @@ class RandomBytes(Protocol):
     def randbytes(self, n: int) -> bytes:
         """``n`` unpredictable bytes."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShare:
+    """The tokens that are this worker's: those that leave ``index`` when divided by ``count``.
+
+    So a token tells every worker whose connection a join is for, and no two draw the same. ``run``
+    counts how often a worker was started in this place.
+    """
+
+    index: int = 0
+    count: int = 1
+    run: int = 0
+
+    def owner(self, token: int) -> int:
+        """The worker that ``token`` belongs to."""
+        return token % self.count
+
+    def holds(self, token: int) -> bool:
+        """Whether ``token`` is one of ours."""
+        return token % self.count == self.index
+
+    def part(self, limit: int) -> int:
+        """What this worker may have of a ``limit`` for all of them; at least 1."""
+        return max(limit // self.count, 1)
+
+
+ALL_TOKENS = TokenShare()
+"""The share of a single process."""
 
 
 class Key(NamedTuple):
@@ -36,13 +67,17 @@ def derive(key: bytes) -> Key:
     return Key(key, int.from_bytes(digest[:4], "big"), int.from_bytes(digest[-8:], "big"))
 
 
-def generate(rng: RandomBytes, tokens: Container[int]) -> Key | None:
-    """A fresh key whose token is not in ``tokens``; None if there is none (KEY-02).
+def generate(
+    rng: RandomBytes, tokens: Container[int], share: TokenShare = ALL_TOKENS
+) -> Key | None:
+    """A fresh key, its token in ``share``, not in ``tokens``; None if there is none (KEY-02).
 
     Key 0 and token 0 are never used, as in Linux.
     """
-    for _ in range(_TRIES):
+    for _ in range(_TRIES if share.count == 1 else _TRIES_SHARED * share.count):
         key = derive(rng.randbytes(KEY_SIZE))
+        if not share.holds(key.token):
+            continue
         if key.token and any(key.key) and key.token not in tokens:
             return key
     return None

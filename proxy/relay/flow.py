@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from proxy.mptcp.keys import TokenShare
 from proxy.tcp.events import Event
+
+_RUN_SHIFT = 32  # more flows than one process will ever carry
 
 
 class ByteStream(Protocol):
@@ -41,6 +44,27 @@ class ByteStream(Protocol):
     def abort(self, now: float) -> None:
         """Reset the stream at once."""
         ...
+
+
+class FlowNumbers:
+    """Ids of flows: no two workers give the same one, and one that is started again none that it
+    gave before."""
+
+    __slots__ = ("_next", "_step")
+
+    def __init__(self, share: TokenShare) -> None:
+        self._next = 1 + share.index + share.count * (share.run << _RUN_SHIFT)
+        self._step = share.count
+
+    def take(self) -> int:
+        """A new id."""
+        number, self._next = self._next, self._next + self._step
+        return number
+
+
+def worker_of(number: int, workers: int) -> int:
+    """The worker that has the flow with id ``number``."""
+    return (number - 1) % workers
 
 
 class Flow:

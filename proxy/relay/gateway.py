@@ -21,7 +21,8 @@ from proxy.engine.rate import TokenBucket
 from proxy.engine.stack import ACK, RST, SYN, Application, Stack
 from proxy.engine.syncookies import SynCookies
 from proxy.mptcp.connection import MptcpConnection
-from proxy.relay.flow import ByteStream, Flow
+from proxy.relay.flow import ByteStream, Flow, FlowNumbers
+from proxy.relay.shared import Asked, share_nonces
 from proxy.seg import Segment
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
@@ -116,16 +117,14 @@ class GatewayRelay:
         self._dial = dial
         self._clock = clock
         self._wall_clock = wall_clock
-        self._door = Door(
-            config.clients, stack.rng.randbytes(32), wall_clock(), config.listen.service
-        )
+        self._door = self._make_door()
         self._owners: dict[ByteStream, Reception | Flow] = {}
         self._opening: dict[str, int] = {}
-        self._numbers = 0
+        self._numbers = FlowNumbers(stack.token_share)
         self.started = clock()
         self._open: dict[str, int] = {}
         self._cookies = SynCookies(stack)
-        self._bare_syns = TokenBucket(BARE_SYN_RATE)
+        self._bare_syns = TokenBucket(BARE_SYN_RATE / stack.token_share.count)
         stack.listener = self
 
     # -- Listener -------------------------------------------------------------------------------
@@ -138,7 +137,10 @@ class GatewayRelay:
         if not data:
             self._on_bare_syn(syn, now)
             return
-        request = self._verify(data, syn.src)
+        try:
+            request = self._verify(data, syn.src)
+        except Asked:
+            return
         if request is None:
             return
         client = self.stack.open_passive(syn, now, mptcp=True)
@@ -155,7 +157,10 @@ class GatewayRelay:
         if segment.flags & (SYN | RST | ACK) != ACK:
             return False
         if segment.length and segment.dport == self.config.listen.port:
-            return not self._on_late_message(segment, now) and segment.dss_flags >= 0
+            try:
+                return not self._on_late_message(segment, now) and segment.dss_flags >= 0
+            except Asked:
+                return False
         return segment.dss_flags >= 0
 
     # -- Relay ----------------------------------------------------------------------------------
@@ -181,6 +186,22 @@ class GatewayRelay:
         self._opening[reception.request.client] -= 1
 
     # -- private --------------------------------------------------------------------------------
+
+    def _make_door(self) -> Door:
+        stack, clients, service = self.stack, self.config.clients, self.config.listen.service
+        handover = stack.handover
+        if handover is None:
+            return Door(clients, stack.rng.randbytes(32), self._wall_clock(), service)
+        door = Door(
+            clients,
+            handover.shared_key(b"challenge"),
+            self._wall_clock(),
+            service,
+            part=1 / handover.share.count,
+            forgot_until=handover.forgot_until,
+        )
+        share_nonces(door, stack, handover, self._clock, self._wall_clock)
+        return door
 
     def _on_bare_syn(self, syn: Segment, now: float) -> None:
         """A path that eats SYN payloads, or a stranger: nothing is kept until a message comes."""
@@ -235,7 +256,8 @@ class GatewayRelay:
             kinds = bytes(option.kind for option in request.options)
             return Error(ErrorCode.UNSUPPORTED_TCP_OPTION, kinds)
         name = request.client
-        if self._opening[name] > MAX_OPENING or self._open.get(name, 0) >= MAX_FLOWS:
+        part = self.stack.token_share.part
+        if self._opening[name] > part(MAX_OPENING) or self._open.get(name, 0) >= part(MAX_FLOWS):
             return Error(ErrorCode.RESOURCE_EXCEEDED, b"\1")
         if request.destination is None:
             return None
@@ -267,8 +289,7 @@ class GatewayRelay:
         name = reception.request.client
         self.leave(reception)
         reception.answer(self._reply(reception.request), now)
-        self._numbers += 1
-        flow = Flow(self._numbers, client, server, self._ended, now)
+        flow = Flow(self._numbers.take(), client, server, self._ended, now)
         self._owners[client] = flow
         self._owners[server] = flow
         self.flows[flow] = name

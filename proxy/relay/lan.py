@@ -18,7 +18,7 @@ from proxy.mptcp.connection import MptcpConnection
 from proxy.pm.base import Endpoint, uplink_id
 from proxy.pm.base import factory as path_manager
 from proxy.relay.attempt import Attempt
-from proxy.relay.flow import ByteStream, Flow
+from proxy.relay.flow import ByteStream, Flow, FlowNumbers
 from proxy.relay.uplinks import UplinkHealth, preference
 from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
@@ -190,7 +190,7 @@ class LanRelay:
         self._owners: dict[ByteStream, Opening | Flow] = {}
         self._openings: dict[bytes, int] = {}
         self._opening = 0
-        self._numbers = 0
+        self._numbers = FlowNumbers(stack.token_share)
         self.started = now
         stack.listener = self
         stack.path_manager = path_manager(config.mptcp.get("path_manager", "kernel"))
@@ -211,10 +211,11 @@ class LanRelay:
     def on_syn(self, syn: Segment, now: float) -> None:
         """A LAN client opens a connection. One that offers MPTCP itself gets plain TCP."""
         host = self._openings.get(syn.src, 0)
+        part = self.stack.token_share.part
         if (
-            self._opening >= MAX_OPENING
-            or host >= MAX_OPENING_PER_HOST
-            or len(self.flows) >= MAX_FLOWS
+            self._opening >= part(MAX_OPENING)
+            or host >= part(MAX_OPENING_PER_HOST)
+            or len(self.flows) >= part(MAX_FLOWS)
         ):
             self.stack.counters.add("ListenOverflows")
             return
@@ -290,8 +291,7 @@ class LanRelay:
         """The server answered: answer the client and let bytes flow."""
         self._leave(opening, now, keep=attempt)
         opening.lan.accept(now)
-        self._numbers += 1
-        flow = Flow(self._numbers, opening.lan, attempt.stream, self._ended, now)
+        flow = Flow(self._numbers.take(), opening.lan, attempt.stream, self._ended, now)
         self._owners[opening.lan] = flow
         self._owners[attempt.stream] = flow
         self.flows[flow] = None

@@ -17,6 +17,7 @@ from proxy.errors import CodecError
 from proxy.mptcp.blackhole import Blackhole
 from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.keys import ALL_TOKENS
 from proxy.pm.base import Endpoint, factory
 from proxy.seg import Segment, build_header, gro_merge, parse
 from proxy.tcp.config import TcpConfig
@@ -60,6 +61,7 @@ class MptcpTestHost(TestHost):
     ) -> None:
         super().__init__(seed, config)
         self.mptcp_config = mptcp or MptcpConfig()
+        self.token_share = ALL_TOKENS
         self.tokens: dict[int, MptcpConnection] = {}
         self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.path_manager = factory(path_manager)
