@@ -21,8 +21,9 @@ lint: setup      ## formatting, style, types
 test: lint       ## all that this machine can run; says what it skipped
 	$(PYTHON) -m pytest
 
-bench: setup     ## the figures of docs/performance.md
-	$(PYTHON) -m tests.bench
+bench:           ## the figures of docs/performance.md, beside other relays (BENCH="--quick NAME...")
+	@deploy/setup.sh --bench
+	$(PYTHON) -m tests.bench $(BENCH)
 
 clean:           ## remove what was built
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis proxy/_seg.c proxy/*.so

@@ -4,6 +4,7 @@
 #
 #   deploy/setup.sh            all of it
 #   deploy/setup.sh --runtime  only what running the proxy needs (no test tools)
+#   deploy/setup.sh --bench    all of it, and the relays that "make bench" compares with
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -14,6 +15,7 @@ psql:postgresql-client"
 # A Docker engine is much to install unasked: the tests with containers are skipped without one,
 # but not in CI.
 container_packages="dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap"
+bench_packages="ss-server:shadowsocks-libev socat:socat haproxy:haproxy mptcpize:mptcpize"
 
 say() { printf 'setup: %s\n' "$*"; }
 have() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
@@ -69,6 +71,7 @@ if [ "${1:-}" != --runtime ]; then
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
     [ "${CI:-}" != true ] || need "$container_packages"
 fi
+[ "${1:-}" != --bench ] || need "$bench_packages"
 find_python
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
