@@ -68,12 +68,17 @@ def describe_gateway(settings: config.GatewayConfig) -> list[str]:
     places = [str(Address(address, listen.port)) for address in listen.addresses]
     names = [client.name for client in settings.clients]
     egress = settings.egress
+    guests = [client for client in settings.clients if client.networks]
     lines = [
         f"Gateway: listens on {_join(places)} for {_count(names, 'client')}: {_join(names)}.",
         "Clients may reach public addresses"
         + (f" and {_join(list(map(str, egress.allow)))}" if egress.allow else "")
         + "; private, link-local, loopback and metadata addresses are refused otherwise.",
     ]
+    for guest in guests:
+        where = _join(list(map(str, guest.networks)))
+        how = "that shows a cookie" if guest.cookie else "without cookie"
+        lines.append(f"  {guest.name}: any RFC 8803 client in {where}, {how}")
     if egress.deny:
         lines.append(f"  refused as well: {_join(list(map(str, egress.deny)))}")
     if egress.deny_ports:

@@ -43,12 +43,17 @@ class ListenConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """A proxy that may connect. ``previous_secrets`` are still accepted, so that a secret can be
-    changed without a gap."""
+    """Who may connect: a proxy with its ``secret``, or any RFC 8803 client from ``networks``.
+
+    ``previous_secrets`` are still accepted, so that a secret can be changed without a gap.
+    ``cookie``: whether a client known by its network must show that its address is its own.
+    """
 
     name: str
-    secret: bytes = field(repr=False)
+    secret: bytes = field(default=b"", repr=False)
     previous_secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    networks: tuple[IpNetwork, ...] = ()
+    cookie: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +117,17 @@ def _listen(table: Table) -> ListenConfig:
 def _clients(root: Table, source: Path) -> tuple[ClientConfig, ...]:
     clients: list[ClientConfig] = []
     owners: dict[bytes, int] = {}
-    for position, table in enumerate(root.tables("client", ("name", "secret_file"), MAX_CLIENTS)):
+    tables = root.tables("client", ("name", "secret_file", "networks", "cookie"), MAX_CLIENTS)
+    for position, table in enumerate(tables):
         name = table.name("name", NAME, NAME_WANTED)
         for index, other in enumerate(clients):
             if other.name == name:
                 raise ConfigError(table.path_of("name"), f"client[{index}] has that name already")
+        if "networks" in table:
+            clients.append(_guest(table, name))
+            continue
+        if "cookie" in table:
+            raise ConfigError(table.path_of("cookie"), "is for clients with networks")
         secrets = read_secret_file(table, source)
         for secret in secrets:
             # One secret for one pair of nodes (RFC 9257 §6): shared, it would let clients pass
@@ -126,6 +137,20 @@ def _clients(root: Table, source: Path) -> tuple[ClientConfig, ...]:
                 raise ConfigError(table.path_of("secret_file"), message)
         clients.append(ClientConfig(name, secrets[0], secrets[1:]))
     return tuple(clients)
+
+
+def _guest(table: Table, name: str) -> ClientConfig:
+    if "secret_file" in table:
+        path = table.path_of("networks")
+        raise ConfigError(path, "a client has either a secret_file or networks")
+    networks = table.networks("networks")
+    if not networks:
+        raise ConfigError(table.path_of("networks"), "must have at least one network")
+    for index, network in enumerate(networks):
+        if network.prefixlen == 0:
+            path = f"{table.path_of('networks')}[{index}]"
+            raise ConfigError(path, "would make an open relay of the gateway: name the networks")
+    return ClientConfig(name, networks=networks, cookie=table.boolean("cookie", True))
 
 
 def _egress(table: Table) -> EgressConfig:

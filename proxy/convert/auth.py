@@ -213,7 +213,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request of a client that has proved who it is.
+    """A request of a client that has proved who it is, or that is known by its address.
 
     With an ``error`` it must not be served: send ``reply(nonce, request.error)`` and close. Else
     ``destination`` is where it wants to go (``None``: it only asks what is supported). ``length``
@@ -228,18 +228,27 @@ class Request:
     weight: int
     length: int
     error: Error | None
-    _tag: bytes = field(repr=False)
-    _key: _Key = field(repr=False)
+    _tag: bytes = field(default=b"", repr=False)
+    _key: _Key | None = field(default=None, repr=False)
+
+    @property
+    def proven(self) -> bool:
+        """Whether it has the MAC of a secret, so that its replies have one too."""
+        return self._key is not None
 
     def reply(
         self, nonce: bytes, error: Error | None = None, tlvs: tuple[tlv.Tlv, ...] = ()
     ) -> bytes:
-        """The answer, proven to be ours: an error, or success when there is none.
+        """The answer, proven to be ours to who has proved itself: an error, or else success.
 
         ``nonce``: 16 random bytes. After an error the connection is closed, not reset, so that the
         answer arrives (RFC 8803 §6.2.8).
         """
-        return self._key.seal_reply(self._tag, (error,) if error is not None else tlvs, nonce)
+        if error is not None:
+            tlvs = (error,)
+        return (
+            tlv.build(tlvs) if self._key is None else self._key.seal_reply(self._tag, tlvs, nonce)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +289,7 @@ class Door:
         self._challenge_limit = max(int(CHALLENGES_PER_SECOND * part), 1)
         self._keys: dict[tuple[bytes, int], tuple[str, _Key]] = {}
         for client in clients:
-            for secret in (client.secret, *client.previous_secrets):
+            for secret in filter(None, (client.secret, *client.previous_secrets)):
                 key = _Key(secret, service)
                 slot = (client_id(client.name), key.kid)
                 if slot in self._keys:

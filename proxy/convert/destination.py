@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
+from proxy.convert.networks import Networks
 from proxy.convert.tlv import Error, ErrorCode
 
 if TYPE_CHECKING:
-    from proxy.config import EgressConfig, IpNetwork
+    from proxy.config import EgressConfig
     from proxy.wire.address import Address
 
 # Not even a listing opens these: no connection to them means what it says.
@@ -65,23 +65,6 @@ _NAT64 = bytes.fromhex("0064ff9b") + bytes(8)
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
-class _Networks:
-    """A set of networks of both families, asked by packed address."""
-
-    __slots__ = ("_rows",)
-
-    def __init__(self, networks: Iterable[IpNetwork | str]) -> None:
-        self._rows: dict[int, list[tuple[int, int]]] = {4: [], 16: []}
-        for network in map(ip_network, networks):
-            mask = int(network.netmask)
-            length = network.max_prefixlen // 8
-            self._rows[length].append((mask, int(network.network_address)))
-
-    def __contains__(self, ip: bytes) -> bool:
-        value = int.from_bytes(ip, "big")
-        return any(value & mask == base for mask, base in self._rows[len(ip)])
-
-
 @dataclass(frozen=True, slots=True)
 class Denial:
     """Why a destination is refused, for the log, and the error to answer with."""
@@ -99,14 +82,14 @@ class DestinationPolicy:
     def __init__(
         self, egress: EgressConfig, convert_port: int, own_addresses: Iterable[bytes] = ()
     ) -> None:
-        self._never = _Networks(_NEVER)
-        self._special = _Networks(_SPECIAL)
-        self._loopback = _Networks(_LOOPBACK)
-        self._allow = _Networks(egress.allow)
+        self._never = Networks(_NEVER)
+        self._special = Networks(_SPECIAL)
+        self._loopback = Networks(_LOOPBACK)
+        self._allow = Networks(egress.allow)
         self._allow_single = {
             network.network_address.packed for network in egress.allow if network.num_addresses == 1
         }
-        self._deny = _Networks(egress.deny)
+        self._deny = Networks(egress.deny)
         self._deny_ports = frozenset(egress.deny_ports)
         self._convert_port = convert_port
         self.own_addresses: frozenset[bytes] = frozenset(own_addresses)

@@ -54,6 +54,10 @@ class ConvertError(CodecError):
         self.code = code
 
 
+class NoConvertMessage(ConvertError):
+    """The bytes are something else: no converter answers them (§6)."""
+
+
 class TcpOption(NamedTuple):
     """A TCP option of an Extended Connect; without a value the converter chooses one (§6.2.5)."""
 
@@ -323,7 +327,7 @@ def message_length(data: bytes | memoryview) -> int | None:
         return None
     version, words, magic = _HEADER.unpack_from(data)
     if magic != MAGIC:
-        raise ConvertError("no Convert message: wrong magic number", None)
+        raise NoConvertMessage("no Convert message: wrong magic number", None)
     if version != VERSION:
         raise ConvertError(f"version {version}", ErrorCode.UNSUPPORTED_VERSION)
     return int(words) * 4

@@ -170,6 +170,10 @@ class Opening:
             self.relay.unreachable(self, _ICMP_CODES.get(code, Unreachable.HOST), now)
         elif error.code == ErrorCode.NOT_AUTHORIZED:
             self.relay.unreachable(self, Unreachable.PROHIBITED, now)
+        elif error.code == ErrorCode.NETWORK_FAILURE:
+            self.relay.unreachable(self, Unreachable.NETWORK, now)
+        elif error.code == ErrorCode.RESOURCE_EXCEEDED:
+            self.relay.hold_off(self, error.delay, now)
         else:
             self.relay.refuse(self, now)
 
@@ -191,6 +195,7 @@ class LanRelay:
         self._openings: dict[bytes, int] = {}
         self._opening = 0
         self._numbers = FlowNumbers(stack.token_share)
+        self._closed_until = 0.0
         self.started = now
         stack.listener = self
         stack.path_manager = path_manager(config.mptcp.get("path_manager", "kernel"))
@@ -210,6 +215,9 @@ class LanRelay:
 
     def on_syn(self, syn: Segment, now: float) -> None:
         """A LAN client opens a connection. One that offers MPTCP itself gets plain TCP."""
+        if now < self._closed_until:
+            self.stack.counters.add("ConvertHeldOff")
+            return
         host = self._openings.get(syn.src, 0)
         part = self.stack.token_share.part
         if (
@@ -309,6 +317,16 @@ class LanRelay:
         """Tell the client that its destination cannot be reached."""
         self._leave(opening, now)
         self.stack.answer_unreachable(opening.syn, why)
+        opening.lan.discard(now)
+
+    def hold_off(self, opening: Opening, delay: float, now: float) -> None:
+        """The gateway is full: ask it nothing for ``delay`` seconds (RFC 8803 §6.2.8).
+
+        The client hears nothing. Its kernel repeats the SYN, which is a new beginning by then.
+        """
+        log.warning("the gateway has no room: no new connections for %.0f s", delay)
+        self._closed_until = max(self._closed_until, now + delay)
+        self._leave(opening, now)
         opening.lan.discard(now)
 
     def abandon(self, opening: Opening, now: float) -> None:

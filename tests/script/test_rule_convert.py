@@ -70,14 +70,14 @@ class Dial:
 class Gateway(MptcpScript):
     """The gateway; the script plays a proxy."""
 
-    def __init__(self, late: bool = True) -> None:
+    def __init__(self, late: bool = True, *guests: ClientConfig) -> None:
         super().__init__(mptcp=config())
         self.dials: list[Dial] = []
         self.wall = 1_700_000_000.0
         self.relay = GatewayRelay(
             GatewayConfig(
                 ListenConfig((HERE.ip,), HERE.port, late),
-                (ClientConfig("home", SECRET),),
+                (ClientConfig("home", SECRET), *guests),
                 EgressConfig(),
                 TUN,
                 CONTROL,
@@ -150,7 +150,7 @@ def test_cv_04_the_answer_waits_for_the_server() -> None:
     [(111, ErrorCode.CONNECTION_RESET), (104, ErrorCode.CONNECTION_RESET),
      (110, ErrorCode.DESTINATION_UNREACHABLE), (113, ErrorCode.DESTINATION_UNREACHABLE),
      (101, ErrorCode.DESTINATION_UNREACHABLE), (13, ErrorCode.DESTINATION_UNREACHABLE),
-     (24, ErrorCode.NETWORK_FAILURE)],
+     (24, ErrorCode.RESOURCE_EXCEEDED), (100, ErrorCode.NETWORK_FAILURE)],
 )  # fmt: skip
 def test_cv_07_what_the_server_says_is_told_and_never_followed_by_a_rst(
     number: int, code: ErrorCode
@@ -210,7 +210,7 @@ def test_cv_05_options_towards_the_server_are_refused() -> None:
 
 
 def test_cv_10_requests_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.relay.gateway.MAX_OPENING", 3)
+    monkeypatch.setattr("proxy.relay.admission.MAX_OPENING", 3)
     gate = Gateway()
     for number in range(3):
         gate.first = gate.leg(HERE, Address(HOME.ip, 41000 + number))
@@ -353,6 +353,10 @@ class Proxy(MptcpScript):
         """The leg of the attempt towards the gateway."""
         return next(leg for (_, theirs), leg in self.legs.items() if theirs.port == 8803)
 
+    def asked_on(self) -> list[Leg]:
+        """The legs of all attempts towards the gateway."""
+        return [leg for (_, theirs), leg in self.legs.items() if theirs.port == 8803]
+
     def answer(self, error: Error | None) -> None:
         """The gateway's SYN+ACK with its proven answer."""
         leg = self.uplink()
@@ -379,14 +383,15 @@ def test_cv_04_the_client_is_answered_when_the_server_has() -> None:
 
 
 REFUSED = "rst"
+SILENCE = "silence"
 SEEN = {
     ErrorCode.UNSUPPORTED_VERSION: REFUSED,
     ErrorCode.MALFORMED_MESSAGE: REFUSED,
     ErrorCode.UNSUPPORTED_MESSAGE: REFUSED,
     ErrorCode.NOT_AUTHORIZED: (3, 13),
     ErrorCode.UNSUPPORTED_TCP_OPTION: REFUSED,
-    ErrorCode.RESOURCE_EXCEEDED: REFUSED,
-    ErrorCode.NETWORK_FAILURE: REFUSED,
+    ErrorCode.RESOURCE_EXCEEDED: SILENCE,
+    ErrorCode.NETWORK_FAILURE: (3, 0),
     ErrorCode.CONNECTION_RESET: REFUSED,
     ErrorCode.DESTINATION_UNREACHABLE: (3, 0),
 }
@@ -402,6 +407,8 @@ def test_cv_07_every_error_becomes_what_a_client_would_see_without_a_proxy(
     if SEEN[code] == REFUSED:
         assert [seg.flags for seg in came] == [0x14]
         assert proxy.icmp == []
+    elif SEEN[code] == SILENCE:
+        assert (came, proxy.icmp) == ([], []), "the client's own time-out, or a better answer"
     else:
         assert came == []
         assert [(error.type, error.code) for error in proxy.icmp] == [SEEN[code]]
@@ -424,3 +431,15 @@ def test_the_proxy_speaks_mptcp_to_its_gateway_alone() -> None:
     proxy.answer(None)
     assert not proxy.lan.next().has_mptcp
     assert all(isinstance(conn, MptcpConnection) for conn in proxy.stack.tokens.values())
+
+
+def test_cv_10_a_gateway_without_room_is_left_alone_as_long_as_it_says() -> None:
+    proxy = asked()
+    proxy.answer(Error(ErrorCode.RESOURCE_EXCEEDED, b"\5"))
+    proxy.sleep(4.0)
+    other = proxy.leg(SERVER, Address(b"\xc0\xa8\x01\x03", 50001))
+    other.inject("S")
+    assert len(proxy.asked_on()) == 1
+    proxy.sleep(2.0)
+    proxy.lan.inject("S", seq=0)
+    assert len(proxy.asked_on()) == 2, "the client's own repetition finds room"

@@ -298,6 +298,30 @@ def test_clients_have_names_and_secrets_of_their_own(home: Path) -> None:
     assert refusal(home, shared) == "client[1].secret_file: client[0] has the same secret"
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ('networks = ["192.0.2.0/24"]\nsecret_file = "home-1.key"', "client[0].networks: a client"),
+        ("networks = []", "client[0].networks: must have at least one network"),
+        ('networks = ["0.0.0.0/0"]', "client[0].networks[0]: would make an open relay"),
+        ('networks = ["192.0.2.1/24"]', "client[0].networks[0]: "),
+        ('secret_file = "home-1.key"\ncookie = false', "client[0].cookie: is for clients"),
+    ],
+)
+def test_a_client_has_a_secret_or_networks(home: Path, keys: str, message: str) -> None:
+    text = GATEWAY.replace('secret_file = "home-1.key"', keys, 1)
+    assert refusal(home, text).startswith(message)
+
+
+def test_clients_without_a_secret_are_known_by_their_networks(home: Path) -> None:
+    keys = 'networks = ["192.0.2.0/24", "2001:db8::/48"]'
+    config = load(home, GATEWAY.replace('secret_file = "home-1.key"', keys, 1))
+    assert isinstance(config, GatewayConfig)
+    (client,) = config.clients[:1]
+    assert [str(network) for network in client.networks] == ["192.0.2.0/24", "2001:db8::/48"]
+    assert (client.secret, client.cookie) == (b"", True)
+
+
 def test_an_old_secret_may_follow_the_new_one(home: Path) -> None:
     text = base64.b64encode(OTHER_SECRET) + b"\n\n# until May\n  " + base64.b64encode(SECRET)
     (home / "home-1.key").write_bytes(text)
