@@ -13,7 +13,7 @@ from proxy.convert.auth import NONCE_LENGTH, Client
 from proxy.engine.handover import Handover
 from proxy.engine.stack import ACK, SYN, Stack
 from proxy.mptcp.keys import TokenShare
-from proxy.relay import gateway
+from proxy.relay import admission
 from proxy.relay.flow import ByteStream, FlowNumbers, worker_of
 from proxy.relay.gateway import Cancellable, GatewayRelay
 from proxy.relay.shared import share_blackhole
@@ -135,7 +135,7 @@ def test_a_worker_that_was_started_again_wants_proof_that_a_request_is_new() -> 
 
 
 def test_a_clients_limit_is_parted_among_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "MAX_OPENING", 8)
+    monkeypatch.setattr(admission, "MAX_OPENING", 8)
     box = Gateways(2)
     for number in range(200):
         box.receive(0, syn(40000 + number, request(number)))
