@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from proxy import config
 from proxy.wire.address import Address, format_ip
+
+if TYPE_CHECKING:
+    from proxy.net.setup import HostSetup
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,10 +44,21 @@ def execute(options: argparse.Namespace) -> int:
         setup = GatewaySetup(settings)
     print(f"{options.config} is well-formed.\n")
     print("\n".join(summary), flush=True)
-    plan = setup.plan()  # ConfigError: the file does not fit this host, as it is now
+    plan = setup.plan()
+    if isinstance(setup, HostSetup):
+        print("".join(f"\n{line}" for line in _waiting(setup)), flush=True)
     print("\n'run' would do this, and undo it when it stops:")
     print("\n".join(f"  {step}" for step in plan))
     return 0
+
+
+def _waiting(setup: HostSetup) -> list[str]:
+    lines = [f'waits for the LAN: there is no interface "{name}"' for name in setup.waits_for]
+    return lines + [
+        f"waits for uplink {uplink.name}: {uplink.waits_for}"
+        for uplink in setup.uplinks
+        if uplink.waits_for
+    ]
 
 
 def describe_proxy(settings: config.ProxyConfig) -> list[str]:

@@ -32,6 +32,8 @@ _ATTRIBUTES = (
     ("reset-flags", "reset_flags"),
     ("server-side", "server_side"),
     ("uplink", "uplink"),
+    ("interface", "interface"),
+    ("waits-for", "waits_for"),
     ("lost", "lost"),
 )
 

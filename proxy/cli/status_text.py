@@ -14,6 +14,14 @@ def render(status: Mapping[str, Any]) -> str:
     uplinks = status.get("uplinks") or []
     if uplinks:
         parts.append(_table(_UPLINK_HEAD, [_uplink(uplink) for uplink in uplinks]))
+    waiting = [f"waits for the LAN interface {name}" for name in status.get("waits_for") or []]
+    waiting += [
+        f"uplink {_text(uplink, 'name')} waits: {_text(uplink, 'waits_for')}"
+        for uplink in uplinks
+        if uplink.get("waits_for")
+    ]
+    if waiting:
+        parts.append("\n".join(waiting))
     connections = status.get("connections") or []
     if connections:
         rows: list[Row] = []
@@ -86,7 +94,7 @@ def _title(status: Mapping[str, Any]) -> str:
 
 
 def _uplink(uplink: Mapping[str, Any]) -> Row:
-    state = "up" if uplink.get("up") else "down"
+    state = "up" if uplink.get("up") else "waits" if uplink.get("waits_for") else "down"
     return (
         _text(uplink, "name"),
         _text(uplink, "interface"),

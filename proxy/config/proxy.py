@@ -41,7 +41,8 @@ class LanConfig:
 class UplinkConfig:
     """A WAN interface. ``next_hop`` and ``next_hop6`` are packed addresses; ``None`` means the
     interface's own default route. A ``backup`` uplink carries data only when no other can.
-    ``weight``: its share under the scheduler ``weighted``."""
+    ``weight``: its share under the scheduler ``weighted``. ``slot`` (0 to 7) is which of the
+    engine's addresses it has: its position in the file that the daemon was started with."""
 
     name: str
     interface: str
@@ -49,6 +50,7 @@ class UplinkConfig:
     next_hop6: bytes | None = None
     backup: bool = False
     weight: int = 1
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def _uplinks(root: Table) -> tuple[UplinkConfig, ...]:
             next_hop6=read_unicast(table, "next_hop6", 6) if "next_hop6" in table else None,
             backup=table.boolean("backup", False),
             weight=table.integer("weight", 1, MAX_WEIGHT, 1),
+            slot=len(uplinks),
         )
         for index, other in enumerate(uplinks):
             if other.name == uplink.name:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class ControlPlane:
     """The commands and events of one daemon.
 
-    ``flows`` gives the conversations of its relay, ``status`` its ``Status``; ``addresses`` are
-    those of the engine that may be the source of subflows, besides the endpoints there are now.
+    ``flows`` gives the conversations of its relay, ``status`` its ``Status``; ``own`` the engine's
+    addresses that may be the source of subflows, with the configured endpoint of each.
     ``turn`` is called after each command: it sends what the command caused.
     """
 
@@ -37,16 +37,14 @@ class ControlPlane:
         clock: Callable[[], float],
         turn: Callable[[], None],
         manager: str = "kernel",
-        addresses: Iterable[bytes] = (),
+        own: Callable[[], Mapping[bytes, Endpoint | None]] = dict,
     ) -> None:
         self.events = EventHub()
         self._stack = stack
         self._turn = turn
-        self._own: dict[bytes, Endpoint | None] = dict.fromkeys(addresses)
-        self._own |= {endpoint.ip: endpoint for endpoint in stack.local_addresses}
         self._use(manager)
-        self._endpoints = EndpointCommands(stack, self.events, clock, lambda: self._own)
-        self._userspace = UserspaceCommands(stack, clock, lambda: self._own)
+        self._endpoints = EndpointCommands(stack, self.events, clock, own)
+        self._userspace = UserspaceCommands(stack, clock, own)
         self._sockets = SocketCommands(flows, status, clock)
         self._sysctls = Sysctls(stack, manager, self._use)
 

@@ -75,6 +75,8 @@ class UplinkStatus(TypedDict):
     """The engine's address on it."""
     backup: bool
     up: bool
+    waits_for: NotRequired[str]
+    """Why it cannot be used, in words; absent while it can."""
     subflows: int
     bytes_sent: int
     bytes_received: int
@@ -90,6 +92,8 @@ class Status(TypedDict):
     pid: NotRequired[int]
     uptime: NotRequired[float]
     gateway: NotRequired[str]
+    waits_for: NotRequired[list[str]]
+    """LAN interfaces that are not there."""
     uplinks: list[UplinkStatus]
     connections: list[ConnectionStatus]
     counters: NotRequired[dict[str, int]]
@@ -112,8 +116,10 @@ EVENTS = (
     "sub-priority",
     "listener-created",
     "listener-closed",
+    "uplink-up",
+    "uplink-down",
 )
-"""Events, named as in the kernel's ``mptcp_pm`` specification."""
+"""Events: first those of the kernel's ``mptcp_pm`` specification, under its names."""
 
 ErrorName = Literal["bad-request", "too-long", "unknown-command", "refused", "failed", "busy"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.control.schema import ConnectionStatus, Status, SubflowStatus, UplinkStatus
@@ -27,10 +27,10 @@ _STATE_NAMES = {
 }
 
 
-def proxy_status(relay: LanRelay, now: float) -> Status:
-    """The status of the home role."""
+def proxy_status(relay: LanRelay, now: float, waits_for: Sequence[str] = ()) -> Status:
+    """The status of the home role; ``waits_for`` are LAN interfaces that are not there."""
     subflows = [subflow for subflow in relay.stack.demux if isinstance(subflow, Subflow)]
-    return {
+    status: Status = {
         "role": "proxy",
         "pid": os.getpid(),
         "uptime": now - relay.started,
@@ -42,6 +42,9 @@ def proxy_status(relay: LanRelay, now: float) -> Status:
         ],
         "counters": dict(relay.stack.counters),
     }
+    if waits_for:
+        status["waits_for"] = list(waits_for)
+    return status
 
 
 def gateway_status(relay: GatewayRelay, now: float) -> Status:
@@ -132,17 +135,21 @@ def _uplink(
     sent, received = relay.stack.retired.get(uplink.name, (0, 0))
     settled = [subflow for subflow in mine if subflow.fully_established]
     alive = [subflow for subflow in settled if not subflow.stale]
-    return {
+    status: UplinkStatus = {
         "name": uplink.name,
         "interface": uplink.interface,
         "address": format_ip(uplink.local_ip),
         "backup": uplink.backup,
-        "up": bool(alive) or (not settled and uplink.suspect_until <= now),
+        "up": not uplink.waits_for
+        and (bool(alive) or (not settled and uplink.suspect_until <= now)),
         "subflows": len(mine),
         "bytes_sent": sent + sum(subflow.bytes_sent for subflow in mine),
         "bytes_received": received + sum(subflow.bytes_received for subflow in mine),
         "srtt": min((s.srtt for s in alive if s.srtt), default=0.0) or uplink.srtt or None,
     }
+    if uplink.waits_for:
+        status["waits_for"] = uplink.waits_for
+    return status
 
 
 def state_name(state: State) -> str:

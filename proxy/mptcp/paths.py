@@ -279,6 +279,15 @@ class Paths(Receiving):
             self._usable = None
             self.host.counters.add("MPTcpExtSubflowStale")
 
+    def lose_path(self, subflow: Subflow, now: float) -> None:
+        """The link or the address behind ``subflow`` is gone: its data goes over others at once."""
+        if self.fallback is Fallback.NONE and not subflow.stale:
+            self.reinject_all(subflow)
+            subflow.stale = True
+            subflow.rto_backoff_cap = self.config.rto_backoff_cap
+            self._usable = None
+            self.host.wake(self)
+
     def on_recovered(self, subflow: Subflow, now: float) -> None:
         """Any ACK of a stale subflow: it is used again."""
         subflow.stale = False
@@ -334,6 +343,14 @@ class Paths(Receiving):
         subflow.reset_reason = reason
         subflow.abort(now)
         self.drop_subflow(cast("Subflow", subflow), now)
+
+    def forsake_subflow(self, subflow: Subflow, now: float) -> None:
+        """End a subflow whose path is gone without asking its other end.
+
+        After a fall-back it is the only one: nothing is done then.
+        """
+        if self.fallback is Fallback.NONE and self.fully_established:
+            self.reset_subflow(subflow, REASON_PERFORMANCE, now)
 
     def drop_subflow(self, subflow: Subflow, now: float) -> None:
         """A subflow that we ended ourselves: forget it, and tell the path manager."""

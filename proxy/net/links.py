@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
@@ -57,13 +58,15 @@ class SourceRule:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A snapshot. ``routed`` are the destinations of the main table that are no default route."""
+    """A snapshot. ``routed`` are the destinations of the main table that are no default route,
+    ``addresses`` those of the interfaces (by index, packed; no link-local ones)."""
 
     links: dict[str, Link]
     defaults: tuple[DefaultRoute, ...]
     routed: tuple[IpNetwork, ...]
     connected: tuple[tuple[int, IpNetwork], ...]
     source_rules: tuple[SourceRule, ...]
+    addresses: tuple[tuple[int, bytes], ...] = ()
 
     def default_route(self, family: int, index: int) -> DefaultRoute | None:
         """The interface's own default route: main table first, then the lowest metric."""
@@ -74,6 +77,11 @@ class Host:
         """The networks that are directly attached to the interface (without link-local ones)."""
         version = 4 if family == socket.AF_INET else 6
         return [net for owner, net in self.connected if owner == index and net.version == version]
+
+    def own_addresses(self, family: int, index: int) -> list[bytes]:
+        """The interface's addresses in a family, in the kernel's order."""
+        length = 4 if family == socket.AF_INET else 16
+        return [ip for owner, ip in self.addresses if owner == index and len(ip) == length]
 
 
 def look(ipr: Any, protocol: int) -> Host:
@@ -97,7 +105,22 @@ def look(ipr: Any, protocol: int) -> Host:
                 if index and not route.get_attr("RTA_GATEWAY") and not network.is_link_local:
                     connected.append((index, network))
         rules.extend(_source_rules(ipr, family, protocol))
-    return Host(links, tuple(defaults), tuple(routed), tuple(connected), tuple(rules))
+    return Host(
+        links,
+        tuple(defaults),
+        tuple(routed),
+        tuple(connected),
+        tuple(rules),
+        tuple(_addresses(ipr)),
+    )
+
+
+def _addresses(ipr: Any) -> Iterator[tuple[int, bytes]]:
+    for message in ipr.get_addr():
+        # On a point-to-point link "address" is the far end.
+        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        if text and not ip_address(text).is_link_local:
+            yield message["index"], ip_address(text).packed
 
 
 def _link(message: Any) -> Link:

@@ -252,12 +252,12 @@ class HostSetup(Setup):
         super().__init__(config.tun, state_directory)
         self._config = config
         self.uplinks: tuple[Uplink, ...] = ()
+        self.waits_for: tuple[str, ...] = ()  # LAN interfaces that are not there
 
     def _resolve(self, host: Host) -> None:
-        for index, name in enumerate(self._config.lan.interfaces):
-            if name not in host.links:
-                raise ConfigError(f"lan.interfaces[{index}]", f'there is no interface "{name}"')
         settings: tuple[UplinkSettings, ...] = self._config.uplinks
+        names = self._config.lan.interfaces
+        self.waits_for = tuple(name for name in names if name not in host.links)
         self.uplinks = resolve(host, settings, self._tun.prefix4, self._tun.prefix6)
 
     def _wanted(self, host: Host) -> tuple[list[Route], list[Rule]]:
@@ -271,17 +271,17 @@ class HostSetup(Setup):
             for name in self._config.lan.interfaces:
                 rules.append(Rule(family, self._NEAR, MAIN, iif=name, mark=MARK, specific=True))
                 rules.append(Rule(family, self._FAR, self._TABLE, iif=name, mark=MARK))
-            for position, uplink in enumerate(self.uplinks):
-                address = uplink_address(self._prefix(family), position)
+            for uplink in self.uplinks:
+                address = uplink_address(self._prefix(family), uplink.slot)
                 source = str(ip_network(address))
-                priority = self._FIRST_UPLINK + position
+                priority = self._FIRST_UPLINK + uplink.slot
                 rules.append(Rule(family, priority, uplink.table, source=source))
                 routes.extend(_uplink_routes(host, family, uplink))
         return routes, rules
 
     def _forwarders(self, host: Host) -> list[str]:
         names = [*self._config.lan.interfaces, *(uplink.dev for uplink in self.uplinks)]
-        return list(dict.fromkeys(names))
+        return [name for name in dict.fromkeys(names) if name in host.links]
 
     def _nft(self, on: Forwarding) -> str:
         return nft.proxy_table(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.errors import ConfigError
-
 if TYPE_CHECKING:
-    from proxy.net.links import Host
+    from proxy.net.links import Host, Link
     from proxy.toml_table import IpNetwork
 
 __all__ = ["FIRST_TABLE", "Uplink", "engine_address", "resolve", "uplink_address"]
@@ -33,6 +32,8 @@ class UplinkSettings(Protocol):
     def next_hop6(self) -> bytes | None: ...
     @property
     def backup(self) -> bool: ...
+    @property
+    def slot(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Uplink:
     ``addr4`` and ``addr6`` are the engine's addresses whose packets leave by it (packed; None
     where it has no way out in that family). ``next_hop4`` and ``next_hop6`` are None on a
     point-to-point interface. ``up`` is False without carrier; ``mtu`` counts octets of IP.
+    ``sources`` are the interface's own addresses, which packets leave with; ``waits_for`` says, in
+    words, why it cannot be used now (empty: it can).
     """
 
     name: str
@@ -55,6 +58,9 @@ class Uplink:
     mtu: int
     up: bool
     backup: bool
+    slot: int = 0
+    sources: tuple[bytes, ...] = ()
+    waits_for: str = ""
 
     def addr(self, family: int) -> bytes | None:
         """The engine's address in a family (``AF_INET`` or ``AF_INET6``)."""
@@ -70,36 +76,22 @@ def engine_address(prefix: IpNetwork, host: int) -> bytes:
     return prefix[host].packed
 
 
-def uplink_address(prefix: IpNetwork, position: int) -> bytes:
-    """The engine's address for the uplink at ``position`` (from 0), packed."""
-    return engine_address(prefix, _FIRST_HOST + position)
+def uplink_address(prefix: IpNetwork, slot: int) -> bytes:
+    """The engine's address for the uplink in ``slot`` (from 0), packed."""
+    return engine_address(prefix, _FIRST_HOST + slot)
 
 
 def resolve(
-    host: Host, uplinks: tuple[UplinkSettings, ...], prefix4: IpNetwork, prefix6: IpNetwork
+    host: Host, uplinks: Sequence[UplinkSettings], prefix4: IpNetwork, prefix6: IpNetwork
 ) -> tuple[Uplink, ...]:
-    """The configured uplinks with what the kernel knows of their interfaces.
-
-    Raises ConfigError, naming the key, for an interface that does not exist and when no uplink
-    has a next hop; one alone may lack it (it may still wait for its DHCP server).
-    """
-    found = tuple(
-        _resolve_one(host, settings, position, (prefix4, prefix6))
-        for position, settings in enumerate(uplinks)
-    )
-    if not any(uplink.addr4 or uplink.addr6 for uplink in found):
-        message = f"{found[0].dev} has no default route: name the router here"
-        raise ConfigError("uplink[0].next_hop", message)
-    return found
+    """The configured uplinks with what the kernel knows of their interfaces, if anything."""
+    return tuple(_resolve_one(host, settings, (prefix4, prefix6)) for settings in uplinks)
 
 
 def _resolve_one(
-    host: Host, settings: UplinkSettings, position: int, prefixes: tuple[IpNetwork, IpNetwork]
+    host: Host, settings: UplinkSettings, prefixes: tuple[IpNetwork, IpNetwork]
 ) -> Uplink:
     link = host.links.get(settings.interface)
-    if link is None:
-        message = f'there is no interface "{settings.interface}"'
-        raise ConfigError(f"uplink[{position}].interface", message)
     addresses: list[bytes | None] = []
     hops: list[bytes | None] = []
     for family, hop, prefix in zip(
@@ -108,20 +100,52 @@ def _resolve_one(
         prefixes,
         strict=True,
     ):
-        route = host.default_route(family, link.index)
-        usable = hop is not None or route is not None
-        addresses.append(uplink_address(prefix, position) if usable else None)
-        hops.append(hop or (route.gateway if route else None))
+        found = _way_out(host, family, link, hop)
+        addresses.append(uplink_address(prefix, settings.slot) if found is not None else None)
+        hops.append(found.next_hop if found is not None else None)
     return Uplink(
         name=settings.name,
-        dev=link.name,
-        index=link.index,
-        table=FIRST_TABLE + position,
+        dev=settings.interface,
+        index=link.index if link else 0,
+        table=FIRST_TABLE + settings.slot,
         addr4=addresses[0],
         addr6=addresses[1],
         next_hop4=hops[0],
         next_hop6=hops[1],
-        mtu=link.mtu,
-        up=link.up and link.carrier,
+        mtu=link.mtu if link else 0,
+        up=link is not None and link.up and link.carrier,
         backup=settings.backup,
+        slot=settings.slot,
+        sources=tuple(ip for owner, ip in host.addresses if link and owner == link.index),
+        waits_for=_waits_for(host, settings, link, any(addresses)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _WayOut:
+    next_hop: bytes | None
+
+
+def _way_out(host: Host, family: int, link: Link | None, hop: bytes | None) -> _WayOut | None:
+    if link is None or not link.up:
+        return None
+    if hop is not None:
+        # Without an address of its own nothing could leave: its DHCP server has not answered yet.
+        return _WayOut(hop) if host.own_addresses(family, link.index) else None
+    route = host.default_route(family, link.index)
+    return _WayOut(route.gateway) if route is not None else None
+
+
+def _waits_for(host: Host, settings: UplinkSettings, link: Link | None, way_out: bool) -> str:
+    name = settings.interface
+    if link is None:
+        return f'there is no interface "{name}"'
+    if not link.up:
+        return f"{name} is down"
+    if not link.carrier:
+        return f"{name} has no carrier"
+    if way_out:
+        return ""
+    if settings.next_hop is not None or settings.next_hop6 is not None:
+        return f"{name} has no address"
+    return f"{name} has no default route, and no next_hop is configured"

@@ -123,9 +123,13 @@ class KernelPathManager(PathManager):
         self._work(conn, now)
 
     def on_endpoint_added(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
-        """Use it at once."""
+        """Use it at once, whatever failed before."""
+        address_id = self._wire_id(conn, endpoint)
         if self._removed is not None:
-            self._removed.discard(self._wire_id(conn, endpoint))
+            self._removed.discard(address_id)
+        if self._retries is not None:
+            for key in [key for key in self._retries if key[0] == address_id]:
+                del self._retries[key]
         if self._ready:
             self._work(conn, now)
 

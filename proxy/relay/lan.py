@@ -8,7 +8,7 @@ ICMP error, as without a proxy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from proxy.config import ProxyConfig
 from proxy.convert.auth import NONCE_LENGTH, Client, Reply
@@ -19,7 +19,8 @@ from proxy.pm.base import Endpoint, uplink_id
 from proxy.pm.base import factory as path_manager
 from proxy.relay.attempt import Attempt
 from proxy.relay.flow import ByteStream, Flow, FlowNumbers
-from proxy.relay.uplinks import UplinkHealth, preference
+from proxy.relay.hotplug import Hotplug
+from proxy.relay.uplinks import HostUplink, UplinkHealth, preference
 from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
@@ -81,6 +82,12 @@ class Opening:
             self.relay.stack.arm(self)
             return True
         return False
+
+    def uplink_lost(self, uplink: UplinkHealth, now: float) -> None:
+        """What was tried on it is in vain."""
+        for attempt in [attempt for attempt in self.attempts if attempt.uplink is uplink]:
+            attempt.stream.abort(now)
+            self._attempt_failed(attempt, now)
 
     # -- timer ----------------------------------------------------------------------------------
 
@@ -189,6 +196,9 @@ class LanRelay:
         self.gateway = Address(config.gateway.address, config.gateway.port)
         self.client = Client(config.gateway.client, config.gateway.secret, config.gateway.service)
         self.uplinks = uplink_health(config)
+        self.endpoints = {uplink.local_ip: _endpoint(uplink) for uplink in self.uplinks}
+        self.hotplug = Hotplug(stack, lambda: list(self.endpoints), self._uplink_lost)
+        self.tell: Callable[[str, dict[str, object]], None] = lambda name, attributes: None
         self.flows: dict[Flow, None] = {}
         self._wall_clock = wall_clock
         self._owners: dict[ByteStream, Opening | Flow] = {}
@@ -199,17 +209,7 @@ class LanRelay:
         self.started = now
         stack.listener = self
         stack.path_manager = path_manager(config.mptcp.get("path_manager", "kernel"))
-        stack.local_addresses = [
-            Endpoint(
-                uplink.local_ip,
-                uplink_id(index, uplink.weight),
-                uplink.name,
-                subflow=True,
-                backup=uplink.backup,
-                weight=uplink.weight,
-            )
-            for index, uplink in enumerate(self.uplinks)
-        ]
+        stack.local_addresses = list(self.endpoints.values())
 
     # -- Listener -------------------------------------------------------------------------------
 
@@ -231,7 +231,9 @@ class LanRelay:
         assert isinstance(lan, TcpConnection)
         if lan.state is State.CLOSED:
             return  # refused already, say for its MSS
-        opening = Opening(self, syn, lan, preference(self.uplinks, now), now)
+        length = len(self.gateway.ip)
+        usable = [uplink for uplink in self.uplinks if uplink.usable(length)]
+        opening = Opening(self, syn, lan, preference(usable, now), now)
         self._owners[lan] = opening
         self._openings[syn.src] = host + 1
         self._opening += 1
@@ -252,6 +254,13 @@ class LanRelay:
         owner = self._owners.get(stream)
         if owner is not None:
             owner.on_event(stream, kind, now)
+
+    def follow(self, host: Sequence[HostUplink], now: float) -> None:
+        """The host's interfaces, addresses or routes changed."""
+        for uplink in self.uplinks:
+            for state in host:
+                if state.name == uplink.name and self.hotplug.follow(uplink, state, now):
+                    self._tell_uplink(uplink)
 
     def close(self, now: float) -> None:
         """Reset everything that is open."""
@@ -360,6 +369,20 @@ class LanRelay:
         self.disown(flow.far)
         self.flows.pop(flow, None)
 
+    def _uplink_lost(self, uplink: UplinkHealth, ip: bytes, now: float) -> None:
+        for owner in list(self._owners.values()):
+            if isinstance(owner, Opening):
+                owner.uplink_lost(uplink, now)
+
+    def _tell_uplink(self, uplink: UplinkHealth) -> None:
+        attributes: dict[str, object] = {"uplink": uplink.name, "interface": uplink.interface}
+        if uplink.waits_for:
+            log.warning("uplink %s: %s", uplink.name, uplink.waits_for)
+            self.tell("uplink-down", {**attributes, "waits-for": uplink.waits_for})
+        else:
+            log.info("uplink %s: %s can be used", uplink.name, uplink.interface)
+            self.tell("uplink-up", attributes)
+
     def _note_uplinks(self, connection: MptcpConnection, kind: Event, now: float) -> None:
         if kind is not Event.SUBFLOW_ESTABLISHED:
             return
@@ -370,16 +393,34 @@ class LanRelay:
 
 
 def uplink_health(config: ProxyConfig) -> list[UplinkHealth]:
-    """One entry per uplink, with its engine address of the gateway's family."""
+    """One entry per uplink, with its engine addresses; all have a way out until told otherwise."""
     v6 = len(config.gateway.address) == 16
-    prefix = config.tun.prefix6 if v6 else config.tun.prefix4
-    return [
-        UplinkHealth(
-            uplink.name,
-            uplink.interface,
-            prefix[10 + index].packed,
-            uplink.backup,
-            uplink.weight,
+    found = []
+    for uplink in config.uplinks:
+        ips = [
+            prefix[10 + uplink.slot].packed for prefix in (config.tun.prefix4, config.tun.prefix6)
+        ]
+        found.append(
+            UplinkHealth(
+                uplink.name,
+                uplink.interface,
+                local_ip=ips[v6],
+                other_ip=ips[not v6],
+                slot=uplink.slot,
+                backup=uplink.backup,
+                weight=uplink.weight,
+                ways=frozenset(ips),
+            )
         )
-        for index, uplink in enumerate(config.uplinks)
-    ]
+    return found
+
+
+def _endpoint(uplink: UplinkHealth) -> Endpoint:
+    return Endpoint(
+        uplink.local_ip,
+        uplink_id(uplink.slot, uplink.weight),
+        uplink.name,
+        subflow=True,
+        backup=uplink.backup,
+        weight=uplink.weight,
+    )

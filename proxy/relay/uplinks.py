@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from proxy.convert.auth import CHALLENGE_LIFETIME
 
@@ -16,20 +18,43 @@ EATEN_PERIOD = 3600.0
 EATEN_PERIOD_MAX = 7 * 86400.0
 
 
+class HostUplink(Protocol):
+    """What the host says of an uplink's interface now (``net.uplinks.Uplink``)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def addr4(self) -> bytes | None: ...
+    @property
+    def addr6(self) -> bytes | None: ...
+    @property
+    def sources(self) -> tuple[bytes, ...]: ...
+    @property
+    def waits_for(self) -> str: ...
+
+
 @dataclass(slots=True, eq=False)
 class UplinkHealth:
     """What is known of one uplink.
 
-    ``local_ip`` is its engine address (4 or 16 bytes), ``srtt`` in seconds (0 while unknown),
-    ``suspect_until`` the time before which other uplinks are preferred, ``eaten_until`` that before
-    which the request goes after the handshake.
+    ``local_ip`` is its engine address towards the gateway (4 or 16 bytes), ``other_ip`` that of
+    the other family; ``ways`` are those of them that have a way out now. ``waits_for`` says in
+    words why it cannot be used (empty: it can), ``sources`` are the addresses that its packets
+    leave with. ``srtt`` in seconds (0 while unknown), ``suspect_until`` the time before which
+    other uplinks are preferred, ``eaten_until`` that before which the request goes after the
+    handshake.
     """
 
     name: str
     interface: str
     local_ip: bytes
+    other_ip: bytes = b""
+    slot: int = 0
     backup: bool = False
     weight: int = 1
+    waits_for: str = ""
+    ways: frozenset[bytes] = frozenset()
+    sources: frozenset[bytes] = frozenset()
     srtt: float = 0.0
     suspect_until: float = 0.0
     challenge: bytes = b""
@@ -38,6 +63,14 @@ class UplinkHealth:
     eaten_period: float = EATEN_PERIOD
     attempts: int = 0
     failures: int = 0
+
+    def ip(self, length: int) -> bytes:
+        """The engine's address of the family whose addresses have ``length`` bytes."""
+        return self.local_ip if len(self.local_ip) == length else self.other_ip
+
+    def usable(self, length: int) -> bool:
+        """Whether packets to addresses of ``length`` bytes can leave by it."""
+        return not self.waits_for and self.ip(length) in self.ways
 
     def challenge_at(self, now: float) -> bytes:
         """The gateway's challenge to answer in a request; empty when there is none to answer."""
@@ -71,8 +104,8 @@ class UplinkHealth:
         self.suspect_until = now + SUSPECT_PERIOD
 
 
-def preference(uplinks: list[UplinkHealth], now: float) -> list[UplinkHealth]:
-    """The uplinks in the order in which to try them.
+def preference(uplinks: Iterable[UplinkHealth], now: float) -> list[UplinkHealth]:
+    """``uplinks`` in the order in which to try them.
 
     Healthy before suspect, regular before backup (RFC 8684 §3.3.8), then the lowest RTT; an
     uplink whose RTT is unknown keeps the operator's order behind those that are known.

@@ -40,6 +40,7 @@ def new_secret(seed: int = 1) -> str:
 # Comes and goes by itself: link-local addresses and routes, and how long something is valid.
 _VOLATILE = re.compile(r"fe80:|ff00:")
 _LIFETIME = re.compile(r" (expires|valid_lft|preferred_lft) \S+| (tentative|linkdown)\b")
+_INDEX = re.compile(r"^\d+: (?=\w+ +inet)")  # another one when an interface returns
 
 
 def snapshot(namespace: Namespace) -> dict[str, list[str]]:
@@ -59,7 +60,7 @@ def snapshot(namespace: Namespace) -> dict[str, list[str]]:
     state = {}
     for name, command in commands.items():
         text = namespace.run("sh", "-c", command, check=False).stdout
-        lines = [_LIFETIME.sub("", line).strip() for line in text.splitlines()]
+        lines = [_INDEX.sub("", _LIFETIME.sub("", line)).strip() for line in text.splitlines()]
         state[name] = sorted(line for line in lines if not _VOLATILE.search(line))
     return state
 

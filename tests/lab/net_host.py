@@ -75,7 +75,7 @@ def proxy_config(uplink6: bool = True) -> ProxyConfig:
         lan=LanConfig(("lan0",)),
         uplinks=(
             UplinkConfig("fibre", "u1"),
-            UplinkConfig("lte", "u2", packed("10.2.0.1"), hop6),
+            UplinkConfig("lte", "u2", packed("10.2.0.1"), hop6, slot=1),
         ),
         gateway=GatewayPeer(packed(FAR4), PORT, "home-1", bytes(32)),
         tun=PROXY_TUN,

@@ -25,6 +25,7 @@ from tests.lab.net_host import (
     snapshot,
     tun,
 )
+from tests.lab.waiting import wait_for
 
 pytestmark = pytest.mark.lab("nft", "conntrack")
 
@@ -137,14 +138,20 @@ def test_a_set_up_that_fails_half_way_is_undone(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interface_that_is_missing_is_named_by_its_key(home: Home, tmp_path: Path) -> None:
+def test_an_interface_that_is_missing_is_waited_for(home: Home, tmp_path: Path) -> None:
+    home.host.run("ip", "link", "set", "u2", "down")
     home.host.run("ip", "link", "set", "u2", "name", "renamed")
     try:
-        with home.host.entered(), pytest.raises(ConfigError, match="no interface") as caught:
-            HostSetup(proxy_config(), tmp_path).plan()
-        assert caught.value.path == "uplink[1].interface"
+        with home.host.entered():
+            setup = HostSetup(proxy_config(), tmp_path)
+            lines = setup.plan()
+        assert [uplink.waits_for for uplink in setup.uplinks] == ["", 'there is no interface "u2"']
+        assert not any("dev u2" in line for line in lines)
     finally:
         home.host.run("ip", "link", "set", "renamed", "name", "u2")
+        home.host.run("ip", "link", "set", "u2", "up")
+        home.host.run("ip", "addr", "add", "2001:db8:2::2/64", "dev", "u2", "nodad")
+        wait_for(home.has_settled, "link-local addresses of the host")
 
 
 def test_a_prefix_in_use_is_refused(home: Home, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_least_proxy_has_all_defaults(home: Path) -> None:
     assert loaded.lan.interfaces == ("lan0",)
     assert loaded.uplinks == (
         UplinkConfig("fibre", "u1", bytes([10, 1, 0, 1])),
-        UplinkConfig("lte", "u2", bytes([10, 2, 0, 1])),
+        UplinkConfig("lte", "u2", bytes([10, 2, 0, 1]), slot=1),
     )
     assert loaded.gateway.address == bytes([203, 0, 113, 10])
     assert (loaded.gateway.port, loaded.gateway.client) == (8803, "home-1")

@@ -34,8 +34,9 @@ class Plane:
         )
         self.host = self.pair.server_host if server else self.pair.client_host
         stack: Any = self.host
-        everything = stack.local_addresses
-        stack.local_addresses = everything[:endpoints]
+        stack.local_addresses = stack.local_addresses[:endpoints]
+        addresses = [SERVER.ip, SERVER_2] if server else [client_ip(n) for n in range(paths)]
+        own = dict.fromkeys(addresses) | {e.ip: e for e in stack.local_addresses}
         self.events: list[dict[str, Any]] = []
         self.plane = ControlPlane(
             stack,
@@ -44,7 +45,7 @@ class Plane:
             lambda: self.pair.now,
             self.pair._settle,
             manager,
-            [SERVER.ip, SERVER_2] if server else [client_ip(n) for n in range(paths)],
+            lambda: own,
         )
         self.server = ControlServer(cast("Any", None), dict, self.plane.commands())
         self.plane.events.subscribe(lambda _, line: self.events.append(json.loads(line)))

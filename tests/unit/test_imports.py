@@ -22,7 +22,13 @@ LAYERS = (
     ("relay",),
     ("tun", "net"),
     ("control",),
-    ("engine.runtime", "engine.runtime_daemon", "engine.runtime_socket"),
+    (
+        "engine.runtime",
+        "engine.runtime_daemon",
+        "engine.runtime_follow",
+        "engine.runtime_role",
+        "engine.runtime_socket",
+    ),
     ("cli", "__main__"),
 )
 # Policies see connections through what they are handed: at run time they import their base alone.

@@ -6,11 +6,12 @@ import socket
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proxy.config import UplinkConfig
-from proxy.errors import ConfigError, DeviceError
+from proxy.errors import DeviceError
 from proxy.net import nft
 from proxy.net.links import DefaultRoute, Host, Link
 from proxy.net.nft import Forwarding
@@ -31,7 +32,8 @@ def host(*defaults: DefaultRoute) -> Host:
         name: Link(name, index, 1500, up=True, carrier=True, loopback=False)
         for index, name in enumerate(("u1", "u2"), 3)
     }
-    return Host(links, defaults, (), (), ())
+    addresses = tuple((index, router(index)) for index in (3, 4))
+    return Host(links, defaults, (), (), (), addresses)
 
 
 def found(host: Host, *uplinks: UplinkConfig) -> tuple[Uplink, ...]:
@@ -44,7 +46,7 @@ def test_the_next_hop_is_that_of_the_interfaces_own_default_route() -> None:
         DefaultRoute(V4, 4, router(2), 50, 254),
         DefaultRoute(V6, 4, bytes(16), 0, 254),
     )
-    one, two = found(host(*routes), UplinkConfig("a", "u1"), UplinkConfig("b", "u2"))
+    one, two = found(host(*routes), UplinkConfig("a", "u1"), UplinkConfig("b", "u2", slot=1))
     assert (one.next_hop4, two.next_hop4) == (router(1), router(2))
     assert (one.addr6, two.addr6) == (None, PREFIX6[11].packed)
     assert (one.addr4, two.addr4) == (PREFIX4[10].packed, PREFIX4[11].packed)
@@ -71,19 +73,31 @@ def test_a_point_to_point_uplink_needs_no_router() -> None:
     assert (one.addr4, one.next_hop4) == (PREFIX4[10].packed, None)
 
 
-def test_a_missing_interface_is_named_by_its_key() -> None:
-    with pytest.raises(ConfigError, match='no interface "u9"') as caught:
-        found(host(), UplinkConfig("a", "u1", router(1)), UplinkConfig("b", "u9"))
-    assert caught.value.path == "uplink[1].interface"
+NAMED = UplinkConfig("a", "u1", router(1))
+ROUTED = UplinkConfig("a", "u1")
+DEFAULT = DefaultRoute(V4, 3, router(1), 0, 254)
 
 
-def test_one_uplink_may_wait_for_its_router_but_not_all() -> None:
-    one, two = found(host(), UplinkConfig("a", "u1", router(1)), UplinkConfig("b", "u2"))
-    assert one.addr4
-    assert (two.addr4, two.addr6) == (None, None)
-    with pytest.raises(ConfigError, match="no default route") as caught:
-        found(host(), UplinkConfig("a", "u1"), UplinkConfig("b", "u2"))
-    assert caught.value.path == "uplink[0].next_hop"
+@pytest.mark.parametrize(
+    ("uplink", "change", "waits_for"),
+    [
+        (NAMED, {}, ""),
+        (ROUTED, {"defaults": (DEFAULT,)}, ""),
+        (ROUTED, {"defaults": (DEFAULT,), "addresses": ()}, ""),  # borrowed from another interface
+        (NAMED, {"links": {}}, 'there is no interface "u1"'),
+        (NAMED, {"links": {"u1": Link("u1", 3, 1500, False, False, False)}}, "u1 is down"),
+        (NAMED, {"links": {"u1": Link("u1", 3, 1500, True, False, False)}}, "u1 has no carrier"),
+        (NAMED, {"addresses": ()}, "u1 has no address"),
+        (ROUTED, {}, "u1 has no default route, and no next_hop is configured"),
+    ],
+)
+def test_an_uplink_says_what_it_waits_for(
+    uplink: UplinkConfig, change: dict[str, Any], waits_for: str
+) -> None:
+    (one,) = found(replace(host(), **change), uplink)
+    assert one.waits_for == waits_for
+    without_way_out = bool(waits_for) and "carrier" not in waits_for
+    assert (one.addr4 is None) == without_way_out
 
 
 def test_routes_and_rules_read_as_commands() -> None:
@@ -103,7 +117,9 @@ def test_routes_and_rules_read_as_commands() -> None:
 
 
 def table(forwarding: Forwarding) -> str:
-    uplinks = found(host(), UplinkConfig("a", "u1", router(1)), UplinkConfig("b", "u2", router(2)))
+    uplinks = found(
+        host(), UplinkConfig("a", "u1", router(1)), UplinkConfig("b", "u2", router(2), slot=1)
+    )
     prefixes = (PREFIX4, PREFIX6)
     return nft.proxy_table("t", "tun0", ["lan0"], uplinks, prefixes, (router(9), 1), forwarding)
 

@@ -131,7 +131,7 @@ def test_client_that_is_refused_for_its_mss_leaves_nothing_at_the_gateway() -> N
 def lan_relay(uplinks: int = 2) -> LanRelay:
     config = ProxyConfig(
         LanConfig(("lan0",)),
-        tuple(UplinkConfig(f"uplink{i}", f"u{i}") for i in range(uplinks)),
+        tuple(UplinkConfig(f"uplink{i}", f"u{i}", slot=i) for i in range(uplinks)),
         GatewayPeer(GATEWAY.ip, GATEWAY.port, "home", SECRET),
         _tun("198.18.92.0/24"),
         ControlConfig(Path("unused")),
