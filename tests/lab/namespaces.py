@@ -245,6 +245,8 @@ class Namespaces:
             raise LabError(f"ip netns add {name}: {done.stderr.strip()}")
         namespace = Namespace(label, name, self)
         self._members[label] = namespace
+        # A new namespace copies the host's IPv4 settings, and a host with Docker on it forwards.
+        namespace.sysctl("net.ipv4.ip_forward", 0)
         namespace.run("ip", "link", "set", "lo", "up")
         namespace.sysctl("net.ipv4.ping_group_range", "0 0")  # echoes without a raw socket
         return namespace
