@@ -26,6 +26,8 @@ from proxy.errors import ConfigError
 from proxy.toml_table import IpNetwork, Table, parse_address
 
 MAX_CLIENTS = 4096
+MAX_ANNOUNCED = 8
+_FIRST_HOST = 2  # of the prefix behind the TUN; 1 is the kernel's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,14 @@ class ListenConfig:
     """Where the gateway takes connections: packed addresses that it has, and one port.
 
     ``late_convert``: also take the Convert message as the first bytes after the handshake.
+    ``announce``: those of the addresses that proxies are told of (ADD_ADDR).
     """
 
     addresses: tuple[bytes, ...]
     port: int
     late_convert: bool = True
     service: str = ""
+    announce: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +85,25 @@ class GatewayConfig:
     source: Path | None = None
     role: Literal["gateway"] = "gateway"
 
+    @property
+    def engine_addresses(self) -> dict[bytes, bytes]:
+        """The address of the engine behind the TUN for each listening address: it has to tell them
+        apart."""
+        counts = {4: 0, 16: 0}
+        found: dict[bytes, bytes] = {}
+        for address in self.listen.addresses:
+            prefix = self.tun.prefix4 if len(address) == 4 else self.tun.prefix6
+            found[address] = prefix[_FIRST_HOST + counts[len(address)]].packed
+            counts[len(address)] += 1
+        return found
+
 
 def read_gateway(root: Table, source: Path) -> GatewayConfig:
     """The whole file; ``source`` anchors relative file names."""
     return GatewayConfig(
-        listen=_listen(root.table("listen", ("addresses", "port", "late_convert", "service"))),
+        listen=_listen(
+            root.table("listen", ("addresses", "port", "late_convert", "service", "announce"))
+        ),
         clients=_clients(root, source),
         egress=_egress(root.table("egress", ("allow", "deny", "deny_ports"), optional=True)),
         tun=read_tun(root, "gateway"),
@@ -111,7 +129,21 @@ def _listen(table: Table) -> ListenConfig:
         port=table.integer("port", 1, 65535, DEFAULT_PORT),
         late_convert=table.boolean("late_convert", True),
         service=read_service(table),
+        announce=_announce(table, addresses),
     )
+
+
+def _announce(table: Table, addresses: list[bytes]) -> tuple[bytes, ...]:
+    found = []
+    for index, text in enumerate(table.strings("announce", ())):
+        path = f"{table.path_of('announce')}[{index}]"
+        packed = parse_address(text, path)
+        if packed not in addresses:
+            raise ConfigError(path, f'"{text}" is not one of {table.path_of("addresses")}')
+        found.append(packed)
+    if len(found) > MAX_ANNOUNCED:
+        raise ConfigError(table.path_of("announce"), f"at most {MAX_ANNOUNCED} addresses")
+    return tuple(found)
 
 
 def _clients(root: Table, source: Path) -> tuple[ClientConfig, ...]:

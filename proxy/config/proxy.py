@@ -56,13 +56,15 @@ class UplinkConfig:
 @dataclass(frozen=True, slots=True)
 class GatewayPeer:
     """The gateway as the proxy sees it: packed ``address``, who we are there (``client``) and the
-    32-byte ``secret`` shared with it. ``service`` must equal the gateway's ``listen.service``."""
+    32-byte ``secret`` shared with it. ``service`` must equal the gateway's ``listen.service``.
+    ``require_mptcp``: no connection that is, or becomes, plain TCP on the way to it."""
 
     address: bytes
     port: int
     client: str
     secret: bytes = field(repr=False)
     service: str = ""
+    require_mptcp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,11 @@ def read_proxy(root: Table, source: Path) -> ProxyConfig:
         lan=_lan(root.table("lan", ("interfaces",))),
         uplinks=_uplinks(root),
         gateway=_peer(
-            root.table("gateway", ("address", "port", "client", "secret_file", "service")), source
+            root.table(
+                "gateway",
+                ("address", "port", "client", "secret_file", "service", "require_mptcp"),
+            ),
+            source,
         ),
         tun=read_tun(root, "proxy"),
         control=read_control(root, "proxy"),
@@ -97,6 +103,8 @@ def read_proxy(root: Table, source: Path) -> ProxyConfig:
         source=source,
     )
     _check_interfaces(config)
+    if config.gateway.require_mptcp and not config.mptcp.get("enabled", True):
+        raise ConfigError("gateway.require_mptcp", "mptcp.enabled is false")
     return config
 
 
@@ -142,6 +150,7 @@ def _peer(table: Table, source: Path) -> GatewayPeer:
         client=table.name("client", NAME, NAME_WANTED),
         secret=read_secret_file(table, source)[0],
         service=read_service(table),
+        require_mptcp=table.boolean("require_mptcp", False),
     )
 
 

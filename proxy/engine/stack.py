@@ -8,7 +8,7 @@ it, ``poll_transmit`` returns what is to be written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.engine.counters import CounterTable
@@ -92,6 +92,7 @@ class Stack:
         self.tokens: dict[int, MptcpConnection] = {}
         self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.local_addresses: Sequence[Endpoint] = ()
+        self.public_addresses: Mapping[bytes, bytes] = {}
         self.path_manager: Callable[[], PathManager] = path_manager_factory("passive")
         # Bytes sent and received by the subflows of each uplink that are gone.
         self.retired: dict[str, tuple[int, int]] = {}

@@ -128,6 +128,7 @@ class _Scratch:
         self.tokens: dict[int, MptcpConnection] = {}
         self.blackhole = stack.blackhole
         self.local_addresses = stack.local_addresses
+        self.public_addresses = stack.public_addresses
         self.path_manager = stack.path_manager
         self.packets: list[Packet] = []
 

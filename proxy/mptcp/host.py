@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.mptcp.config import MptcpConfig
@@ -32,6 +32,8 @@ class MptcpHost(Host, Protocol):
     """Which paths swallow SYNs with MP_CAPABLE."""
     local_addresses: Sequence[Endpoint]
     """The endpoints of this host, as in ``ip mptcp endpoint``; may be replaced while running."""
+    public_addresses: Mapping[bytes, bytes]
+    """By which address the peer knows one of ours, where a NAT of this host stands between."""
     path_manager: Callable[[], PathManager]
     """Makes the path manager of one new connection."""
 

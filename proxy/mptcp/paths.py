@@ -179,6 +179,9 @@ class Paths(Receiving):
         if self.initial_denied(join, syn):
             self.host.reset(syn, now, MpTcprst(REASON_PROHIBITED).build())
             return
+        if self._crossed(join, syn, now):
+            self.host.reset(syn, now, MpTcprst(REASON_PROHIBITED, transient=True).build())
+            return
         subflow = self._new_subflow(
             Address(syn.dst, syn.dport), Address(syn.src, syn.sport), active=False, initial=False
         )
@@ -191,6 +194,20 @@ class Paths(Receiving):
         subflow.open_passive(syn, now)
         subflow.accept(now)
 
+    def _crossed(self, join: MpJoinSyn, syn: Segment, now: float) -> bool:
+        """JOIN-07: whether a join of ours between the same addresses, not answered yet, stays.
+
+        It does if we began the connection; else ours ends, and the peer's is the one.
+        """
+        for subflow in self.subflows:
+            ours = subflow.active and subflow.state is State.SYN_SENT and not subflow.initial
+            if ours and subflow.local.ip == syn.dst and subflow.remote_id == join.address_id:
+                if self.active:
+                    return True
+                self.drop_subflow(subflow, now)
+                return False
+        return False
+
     def initial_denied(self, join: MpJoinSyn, syn: Segment) -> bool:
         """We set flag C, and this join is to our initial address all the same."""
         return (
@@ -202,6 +219,7 @@ class Paths(Receiving):
     def _local_id(self, ip: bytes) -> int:
         if ip == self.local.ip:
             return 0
+        ip = self.host.public_addresses.get(ip, ip)
         for endpoint in self.host.local_addresses:
             if endpoint.ip == ip:
                 return endpoint.id

@@ -444,7 +444,7 @@ class Subflow(SubflowCore):
             ahead = (at - self._map_seq) & MASK
             if ahead >= self._map_length:
                 if not self._next_mapping(at):
-                    self._on_unmapped(memoryview(payload)[position:], now)
+                    self._on_unmapped(memoryview(payload)[position:], position > 0, now)
                     return
                 ahead = (at - self._map_seq) & MASK
             size = min(count - position, self._map_length - ahead)
@@ -489,14 +489,17 @@ class Subflow(SubflowCore):
             conn.on_data(self, offset, chunk, now)
             offset += len(chunk)
 
-    def _on_unmapped(self, payload: memoryview, now: float) -> None:
+    def _on_unmapped(self, payload: memoryview, torn: bool, now: float) -> None:
+        # ``torn``: the segment is longer than its mapping (FB-15), else it has none (FB-11).
         conn = self.conn
         if conn.may_fall_back(self):
-            self.counters.add("MPTcpExtDssFallback")
-            conn.fall_back(self, "data without a mapping", now)
+            self.counters.add("MPTcpExtDSSCorruptionFallback" if torn else "MPTcpExtDssFallback")
+            conn.fall_back(
+                self, "data beyond its mapping" if torn else "data without a mapping", now
+            )
             conn.on_plain_data(payload, now)
             return
-        self.counters.add("MPTcpExtFallbackFailed")
+        self.counters.add("MPTcpExtDSSCorruptionReset" if torn else "MPTcpExtFallbackFailed")
         self.doom(REASON_MIDDLEBOX)
 
     def _process_ack(self, seg: Segment, now: float) -> bool:

@@ -16,7 +16,7 @@ from proxy.net.netlink import NetlinkError, outside_loop, session
 from proxy.net.nft import Forwarding, Listener
 from proxy.net.routes import MAIN, MARK, PROTOCOL, Route, Rule, Scope, reconcile
 from proxy.net.sysctl import STATE_DIRECTORY, StateFile, Sysctls, read_sysctl, write_sysctl
-from proxy.net.uplinks import Uplink, UplinkSettings, engine_address, resolve, uplink_address
+from proxy.net.uplinks import Uplink, UplinkSettings, resolve, uplink_address
 
 if TYPE_CHECKING:
     from proxy.config import GatewayConfig, ProxyConfig, TunConfig
@@ -309,18 +309,10 @@ class GatewaySetup(Setup):
     def __init__(self, config: GatewayConfig, state_directory: Path = STATE_DIRECTORY) -> None:
         super().__init__(config.tun, state_directory)
         self._config = config
-        self.listeners = self._make_listeners()
-
-    def _make_listeners(self) -> tuple[Listener, ...]:
-        """An engine address for each listening address: the engine has to tell them apart."""
-        found: list[Listener] = []
-        counts = {4: 0, 16: 0}
-        for address in self._config.listen.addresses:
-            prefix = self._tun.prefix4 if len(address) == 4 else self._tun.prefix6
-            engine = engine_address(prefix, self._FIRST_HOST + counts[len(address)])
-            counts[len(address)] += 1
-            found.append(Listener(address, engine, self._config.listen.port))
-        return tuple(found)
+        self.listeners = tuple(
+            Listener(address, engine, config.listen.port)
+            for address, engine in config.engine_addresses.items()
+        )
 
     def _resolve(self, host: Host) -> None:
         """Nothing to find: packets to the listening addresses come in wherever they come in."""

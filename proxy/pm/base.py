@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -90,6 +90,11 @@ class PathHost(Protocol):
     @property
     def local_addresses(self) -> Sequence[Endpoint]:
         """All endpoints, in order of preference."""
+        ...
+
+    @property
+    def public_addresses(self) -> Mapping[bytes, bytes]:
+        """By which address the peer knows one of ours, if not by that itself."""
         ...
 
     def open_local_port(self, local_ip: bytes, remote: Address, /) -> Address:

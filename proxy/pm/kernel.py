@@ -195,7 +195,9 @@ class KernelPathManager(PathManager):
     def _work(self, conn: PathConnection, now: float) -> None:
         if not conn.announcing:
             for endpoint in conn.host.local_addresses:
-                if endpoint.signal and endpoint.id not in (self._announced or ()):
+                if not endpoint.signal or self._is_initial(conn, endpoint):
+                    continue
+                if endpoint.id not in (self._announced or ()):
                     self._announced = {endpoint.id} | (self._announced or set())
                     port = endpoint.port if endpoint.port is not None else conn.local.port
                     conn.announce(Address(endpoint.ip, port), endpoint.id, now)
@@ -274,6 +276,12 @@ class KernelPathManager(PathManager):
     def _used(self, conn: PathConnection, endpoint: Endpoint, remote_id: int = 0) -> bool:
         ip = endpoint.ip
         return any(s.local.ip == ip and s.remote_id == remote_id for s in conn.path_subflows)
+
+    @staticmethod
+    def _is_initial(conn: PathConnection, endpoint: Endpoint) -> bool:
+        # What the connection began with needs no announcement (as in the kernel).
+        ip = conn.host.public_addresses.get(conn.local.ip, conn.local.ip)
+        return endpoint.ip == ip and endpoint.port in (None, conn.local.port)
 
     @staticmethod
     def _wire_id(conn: PathConnection, endpoint: Endpoint) -> int:

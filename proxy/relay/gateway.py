@@ -26,6 +26,7 @@ from proxy.engine.rate import TokenBucket
 from proxy.engine.stack import ACK, FIN, RST, SYN, Application, Stack
 from proxy.engine.syncookies import SynCookies
 from proxy.mptcp.connection import MptcpConnection
+from proxy.pm.base import Endpoint
 from proxy.relay.admission import Admission, Place
 from proxy.relay.flow import ByteStream, Flow, FlowNumbers
 from proxy.relay.shared import Asked, share_nonces
@@ -157,6 +158,10 @@ class GatewayRelay:
         self._cookies = SynCookies(stack)
         self._bare_syns = TokenBucket(BARE_SYN_RATE / stack.token_share.count)
         stack.listener = self
+        stack.public_addresses = {ours: ip for ip, ours in config.engine_addresses.items()}
+        stack.local_addresses = [
+            Endpoint(ip, number, signal=True) for number, ip in enumerate(config.listen.announce, 1)
+        ]
 
     # -- Listener -------------------------------------------------------------------------------
 

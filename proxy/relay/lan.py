@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 from proxy.config import ProxyConfig
 from proxy.convert.auth import NONCE_LENGTH, Client, Reply
 from proxy.convert.tlv import Error, ErrorCode
 from proxy.engine.stack import Application, Stack
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.notes import Fallback
 from proxy.pm.base import Endpoint, uplink_id
 from proxy.pm.base import factory as path_manager
 from proxy.relay.attempt import Attempt
@@ -128,6 +130,11 @@ class Opening:
             return
         if answer.reply is None:
             log.warning("uplink %s: answer without the gateway's proof", attempt.uplink.name)
+            attempt.stream.abort(now)
+            self._attempt_failed(attempt, now)
+            return
+        if self.relay.refuses(attempt.stream):
+            log.warning("uplink %s: %s", attempt.uplink.name, attempt.stream.fallback_reason)
             attempt.stream.abort(now)
             self._attempt_failed(attempt, now)
             return
@@ -252,7 +259,10 @@ class LanRelay:
         if isinstance(stream, MptcpConnection):
             self._note_uplinks(stream, kind, now)
         owner = self._owners.get(stream)
-        if owner is not None:
+        if isinstance(owner, Flow) and kind is Event.FALLBACK and self.refuses(owner.far):
+            log.warning("flow %d ended: %s", owner.id, owner.far.fallback_reason)
+            owner.abort(now)
+        elif owner is not None:
             owner.on_event(stream, kind, now)
 
     def follow(self, host: Sequence[HostUplink], now: float) -> None:
@@ -261,6 +271,14 @@ class LanRelay:
             for state in host:
                 if state.name == uplink.name and self.hotplug.follow(uplink, state, now):
                     self._tell_uplink(uplink)
+
+    def refuses(self, stream: ByteStream) -> TypeGuard[MptcpConnection]:
+        """Whether it has fallen back and ``gateway.require_mptcp`` forbids that (RFC 8684 §5)."""
+        plain = isinstance(stream, MptcpConnection) and stream.fallback is not Fallback.NONE
+        if plain and self.config.gateway.require_mptcp:
+            self.stack.counters.add("FallbackRefused")
+            return True
+        return False
 
     def close(self, now: float) -> None:
         """Reset everything that is open."""

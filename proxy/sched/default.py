@@ -14,8 +14,6 @@ from math import log2
 from proxy.sched.base import ConnectionView, S, Scheduler, register
 
 _UNKNOWN_RTT = 1.0
-_QUEUE_SHARE = 1.25  # a round trip that much longer than the shortest one shows a queue ...
-_QUEUE_LEAST = 0.002  # ... if it is these seconds longer as well
 _FORGET = 0.1  # seconds without progress after which a round trip may have changed
 _DISTRUST = 1.5  # ... if it is that many times the shortest one
 
@@ -97,8 +95,7 @@ class DefaultScheduler(Scheduler):
 def arrival(subflow: S) -> float:
     """Seconds until what is sent now on ``subflow`` will be acknowledged.
 
-    Where the round trip shows a queue, the delivery rate is that of the path, and a round trip is
-    what the bytes in flight, and as many as may follow at once, take at that rate.
+    The round trip, as it is: the queue that our own bytes make is a part of it.
     """
     return subflow.srtt or _UNKNOWN_RTT
 

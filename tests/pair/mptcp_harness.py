@@ -66,6 +66,7 @@ class MptcpTestHost(TestHost):
         self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.path_manager = factory(path_manager)
         self.local_addresses = list(endpoints)
+        self.public_addresses: dict[bytes, bytes] = {}
         self._ports = 40000
 
     def register(self, connection: TcpConnection) -> None:

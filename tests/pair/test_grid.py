@@ -34,6 +34,14 @@ def test_a_download_is_as_fast_as_the_snapshot_says(section: str) -> None:
     assert not worse, "\n" + "\n".join(lines)
 
 
+@pytest.mark.parametrize("control", grid.CONTROLS)
+@pytest.mark.parametrize("profile", ["fibre+lte", "cable+5g", "deep-buffers", "lossy", "satellite"])
+def test_default_is_never_slower_than_the_best_uplink_alone(profile: str, control: str) -> None:
+    # A second uplink may be of no use, but it must not hurt. 1 %: what the joins themselves cost.
+    alone = grid.measure((profile, grid.ALONE, control))
+    assert grid.measure((profile, grid.QUICK_SCHEDULER, control)) >= 0.99 * alone
+
+
 def test_the_snapshot_has_every_section_and_control() -> None:
     assert list(SNAPSHOT.titles) == list(grid.sections())
     for section in grid.sections():

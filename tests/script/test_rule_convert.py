@@ -37,18 +37,20 @@ from proxy.convert.tlv import (
 from proxy.engine.syncookies import SynCookies
 from proxy.mptcp.connection import MptcpConnection
 from proxy.mptcp.notes import Fallback
+from proxy.pm.base import factory as path_manager
 from proxy.relay.flow import ByteStream
 from proxy.relay.gateway import GatewayRelay
 from proxy.relay.lan import LanRelay
 from proxy.seg import Segment
 from proxy.wire.address import Address
 from proxy.wire.icmp import parse_icmp
-from proxy.wire.mptcp_options import MpCapable
-from tests.script.mptcp_harness import PEER_KEY, Leg, MptcpScript, config, option_of
+from proxy.wire.mptcp_options import AddAddr, MpCapable, MpJoinSynAck
+from tests.script.mptcp_harness import PEER_KEY, Leg, MptcpScript, config, has_option, option_of
 from tests.unit.test_relay_flow import FakeStream
 
 SECRET = bytes(range(32))
 HERE = Address(b"\xc6\x12\x5d\x02", 8803)
+OTHER = b"\xc6\x12\x5d\x03"
 HOME = Address(b"\xcb\x00\x71\x05", 40000)
 SERVER = Address(b"\x08\x08\x08\x08", 443)
 TUN = TunConfig("tun9", 1500, IPv4Network("198.18.93.0/24"), IPv6Network("fd6d:7074:6371::/64"))
@@ -70,13 +72,15 @@ class Dial:
 class Gateway(MptcpScript):
     """The gateway; the script plays a proxy."""
 
-    def __init__(self, late: bool = True, *guests: ClientConfig) -> None:
+    def __init__(self, late: bool = True, *guests: ClientConfig, announce: bytes = b"") -> None:
         super().__init__(mptcp=config())
         self.dials: list[Dial] = []
         self.wall = 1_700_000_000.0
         self.relay = GatewayRelay(
             GatewayConfig(
-                ListenConfig((HERE.ip,), HERE.port, late),
+                ListenConfig(
+                    (HERE.ip, OTHER), HERE.port, late, announce=(announce,) if announce else ()
+                ),
                 (ClientConfig("home", SECRET), *guests),
                 EgressConfig(),
                 TUN,
@@ -252,6 +256,22 @@ def test_cv_13_the_message_is_outside_the_data_sequence_space() -> None:
     assert answer.length > 0
 
 
+def test_heu_06_what_the_file_says_is_announced_by_its_public_address() -> None:
+    gate = Gateway(announce=OTHER)
+    gate.stack.path_manager = path_manager("kernel")
+    leg = gate.ask()
+    gate.answered(FakeStream())
+    leg.next()
+    gate.conn = next(iter(gate.stack.tokens.values()))
+    leg.inject(options=gate.capable(PEER_KEY + gate.conn.local_key.key))
+    told = [option_of(seg, AddAddr) for seg in leg.take() if has_option(seg, AddAddr)]
+    assert [(option.ip, option.address_id) for option in told] == [(OTHER, 1)]
+    behind = gate.relay.config.engine_addresses[OTHER]
+    joining = gate.leg(Address(behind, HERE.port), Address(HOME.ip, 41000))
+    joining.inject("S", options=gate.join_syn())
+    assert option_of(joining.last(), MpJoinSynAck).address_id == 1
+
+
 class Stateless(MptcpScript):
     """Answers each SYN without state, and takes what completes a handshake of its own."""
 
@@ -304,7 +324,7 @@ def test_cap_09_a_handshake_without_state_still_gives_mptcp(what: str) -> None:
 class Proxy(MptcpScript):
     """The proxy; the script plays the LAN client and the gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, require_mptcp: bool = False) -> None:
         super().__init__(mptcp=config())
         self.wall = 1_700_000_000.0
         peer = ClientConfig("home", SECRET)
@@ -312,7 +332,7 @@ class Proxy(MptcpScript):
             ProxyConfig(
                 LanConfig(("lan0",)),
                 (UplinkConfig("u0", "wan0"),),
-                GatewayPeer(b"\xcb\x00\x71\x01", 8803, "home", SECRET),
+                GatewayPeer(b"\xcb\x00\x71\x01", 8803, "home", SECRET, "", require_mptcp),
                 TUN,
                 CONTROL,
             ),
@@ -357,20 +377,20 @@ class Proxy(MptcpScript):
         """The legs of all attempts towards the gateway."""
         return [leg for (_, theirs), leg in self.legs.items() if theirs.port == 8803]
 
-    def answer(self, error: Error | None) -> None:
+    def answer(self, error: Error | None, mptcp: bool = True) -> None:
         """The gateway's SYN+ACK with its proven answer."""
         leg = self.uplink()
         syn = leg.next()
         request = self.door.verify(bytes(syn.payload), b"\xcb\x00\x71\x05", self.wall)
         assert request.destination == SERVER
         reply = request.reply(random.Random(1).randbytes(16), error)
-        leg.inject("SA", options=self.capable(), payload=reply)
+        leg.inject("SA", options=self.capable() if mptcp else b"", payload=reply)
         leg.seq = 1 + len(reply)
         self.flush()
 
 
-def asked() -> Proxy:
-    proxy = Proxy()
+def asked(require_mptcp: bool = False) -> Proxy:
+    proxy = Proxy(require_mptcp)
     proxy.lan.inject("S")
     assert proxy.lan.quiet(), "the client waits for its server"
     return proxy
@@ -443,3 +463,27 @@ def test_cv_10_a_gateway_without_room_is_left_alone_as_long_as_it_says() -> None
     proxy.sleep(2.0)
     proxy.lan.inject("S", seq=0)
     assert len(proxy.asked_on()) == 2, "the client's own repetition finds room"
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_sec_07_plain_tcp_to_the_gateway_is_refused_if_mptcp_is_required(required: bool) -> None:
+    proxy = asked(required)
+    proxy.answer(None, mptcp=False)
+    if not required:
+        assert proxy.lan.next().flags == 0x12
+        return
+    assert proxy.lan.quiet()
+    assert [(error.type, error.code) for error in proxy.icmp] == [(3, 1)]
+    assert proxy.stack.counters["FallbackRefused"] == 1
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_sec_07_so_is_a_fall_back_in_mid_life(required: bool) -> None:
+    proxy = asked(required)
+    proxy.answer(None)
+    leg = proxy.uplink()
+    proxy.lan.next()
+    proxy.lan.inject()
+    leg.inject(payload=b"plain")
+    assert bool(proxy.relay.flows) != required
+    assert any(seg.flags & 4 for seg in proxy.lan.take()) == required

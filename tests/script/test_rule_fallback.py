@@ -218,6 +218,27 @@ def test_fb_11_and_12_data_without_a_mapping_in_mid_life(joined: bool) -> None:
         goes_on(script, script.first)
 
 
+@pytest.mark.parametrize("joined", [False, True], ids=["single", "joined"])
+def test_fb_15_a_segment_that_is_longer_than_its_mapping(joined: bool) -> None:
+    script = agreed()
+    if joined:
+        leg = script.joined()
+        leg.inject("R", seq=leg.seq)
+    at = script.first.seq - 1
+    script.first.inject(
+        payload=b"mapped, and not", options=script.dss(ack=0, at=at, ssn=at + 1, length=6)
+    )
+    if joined:
+        assert reset_reason(script.first) == 6
+        assert script.count("DSSCorruptionReset") == 1
+        assert script.read() == b"mapped"
+    else:
+        assert script.conn.fallback is Fallback.INFINITE_MAPPING
+        assert script.count("DSSCorruptionFallback") == 1
+        assert script.read() == b"mapped, and not"
+        goes_on(script, script.first)
+
+
 def test_dss_11_an_infinite_mapping_of_the_peer_ends_mptcp() -> None:
     script = agreed()
     script.first.inject(payload=b"the rest", options=infinite(script, 5, 6))

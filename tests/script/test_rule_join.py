@@ -20,6 +20,7 @@ from proxy.wire.mptcp_options import (
 )
 from tests.script.mptcp_harness import (
     OURS_2,
+    PEER,
     PEER_KEY,
     PEER_NONCE,
     SECOND,
@@ -245,6 +246,33 @@ def test_join_07_crossed_joins_between_the_same_ports_leave_the_connection_unhar
     script.send(b"on")
     assert script.first.last().length == 2
     assert script.conn.fallback is Fallback.NONE
+
+
+def test_join_07_of_crossed_joins_between_two_addresses_that_of_the_initiator_stays() -> None:
+    script = MptcpScript.client(mptcp=config())
+    ours = script.joining()
+    theirs = script.leg(Address(ours.ours.ip, PEER.port), Address(PEER.ip, 51000))
+    theirs.inject("S", options=script.join_syn(address_id=0))
+    assert reset_reason(theirs) == 3
+    ours.inject("SA", options=script.join_syn_ack(ours))
+    assert not ours.dead()
+
+    script = MptcpScript.server(mptcp=config())
+    ours = script.joining()
+    ours.take()
+    theirs = script.leg(Address(ours.ours.ip, 80), Address(script.conn.remote.ip, 51000))
+    theirs.inject("S", options=script.join_syn(address_id=0))
+    assert theirs.last().flags == 0x12
+    assert ours.dead()
+
+
+def test_join_07_a_join_between_other_addresses_does_not_cross() -> None:
+    script = MptcpScript.client(mptcp=config())
+    ours = script.joining()
+    theirs = script.leg(Address(ours.ours.ip, PEER.port), SECOND)
+    theirs.inject("S", options=script.join_syn(address_id=3))
+    assert theirs.last().flags == 0x12
+    assert not ours.dead()
 
 
 @pytest.mark.parametrize("end", ["fallback", "fastclose", "closed"])

@@ -422,3 +422,17 @@ def test_no_value_of_any_type_breaks_the_reader(where: tuple[str, str], value: o
         with pytest.raises(ConfigError) as caught:
             config.parse(data, Path("/nonexistent/config.toml"))
         assert str(caught.value).isprintable()
+
+
+def test_mptcp_cannot_be_required_and_off(home: Path) -> None:
+    text = changed(PROXY, "port = 8803", "port = 8803\nrequire_mptcp = true")
+    assert load_proxy(home, text).gateway.require_mptcp
+    assert refusal(home, text + "[mptcp]\nenabled = false\n").startswith("gateway.require_mptcp")
+
+
+def test_only_addresses_of_the_gateway_are_announced(home: Path) -> None:
+    two = changed(GATEWAY, '["203.0.113.10"]', '["203.0.113.10", "203.0.113.11"]')
+    text = changed(two, "port = 8803", 'port = 8803\nannounce = ["203.0.113.11"]')
+    assert load_gateway(home, text).listen.announce == (b"\xcb\x00\x71\x0b",)
+    bad = changed(text, 'announce = ["203.0.113.11"]', 'announce = ["203.0.113.12"]')
+    assert refusal(home, bad).startswith('listen.announce[0]: "203.0.113.12" is not one of')

@@ -30,6 +30,7 @@ class Sub:
 @dataclass
 class Host:
     local_addresses: list[Endpoint]
+    public_addresses: dict[bytes, bytes] = field(default_factory=dict)
 
     def open_local_port(self, local_ip: bytes, remote: Address) -> Address:
         return Address(local_ip, 50000)
@@ -146,13 +147,28 @@ def test_flag_c_of_the_peer_forbids_joins_to_its_initial_address() -> None:
 
 
 def test_announcements_go_one_at_a_time() -> None:
-    both = [Endpoint(FIRST, 1, signal=True), Endpoint(SECOND, 2, signal=True)]
+    both = [Endpoint(SECOND, 1, signal=True), Endpoint(THIRD, 2, signal=True)]
     conn = Conn(Host(both))
     manager = started(conn)
     assert conn.announced == [1]
     conn.announcing = False
     manager.on_announced(conn, 1, 2.0)
     assert conn.announced == [1, 2]
+
+
+def test_the_initial_address_is_not_announced_whatever_a_nat_of_ours_calls_it() -> None:
+    public = bytes((203, 0, 113, 9))
+    endpoints = [
+        Endpoint(FIRST, 1, signal=True),
+        Endpoint(public, 2, signal=True),
+        Endpoint(public, 3, port=81, signal=True),
+    ]
+    conn = Conn(Host(endpoints[:1]))
+    started(conn)
+    assert conn.announced == []
+    conn = Conn(Host(endpoints[1:], {FIRST: public}))
+    started(conn)
+    assert conn.announced == [3]
 
 
 def test_announced_addresses_are_joined_only_within_the_limit() -> None:
