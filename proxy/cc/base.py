@@ -119,11 +119,13 @@ class CongestionControl:
         """An ACK that delivered something, or after which something is lost; see ``Sample``."""
         raise NotImplementedError
 
-    def on_lost(self, length: int, tx_in_flight: int, tx_lost: int, app_limited: bool) -> None:
+    def on_lost(
+        self, length: int, tx_in_flight: int, tx_lost: int, app_limited: bool, prior: int
+    ) -> None:
         """``length`` bytes were found lost; before the ``on_delivery`` of the same ACK.
 
         ``tx_in_flight``: bytes in flight just after they were sent; ``tx_lost``: bytes found lost
-        since then, they included.
+        since then, they included; ``prior``: bytes delivered by then.
         """
 
     # -- siblings, and change at run time -------------------------------------------------------

@@ -107,9 +107,11 @@ class Bbr(CongestionControl):
         self._set_pacing()
         self._set_cwnd(sample)
 
-    def on_lost(self, length: int, tx_in_flight: int, tx_lost: int, app_limited: bool) -> None:
+    def on_lost(
+        self, length: int, tx_in_flight: int, tx_lost: int, app_limited: bool, prior: int
+    ) -> None:
         model = self.model
-        model.loss_events += 1
+        model.note_lost(length, prior)
         if self._probe_samples and model.too_high(tx_in_flight, tx_lost):
             self._too_high(tx_in_flight, app_limited)
 
@@ -182,6 +184,8 @@ class Bbr(CongestionControl):
     # -- startup and drain ----------------------------------------------------------------------
 
     def _enter(self, state: str) -> None:
+        if self.state in PROBING and state not in PROBING:
+            self.model.end_probe()
         self.state = state
         self._state_since = self._now
 

@@ -33,8 +33,9 @@ class BbrModel:
 
     __slots__ = (
         "_bw", "_extra", "_extra_delivered", "_extra_round", "_extra_since", "_loss_round_at",
-        "_lost_in_round", "_min_rtt_at", "_next_round_at", "_round_delivered", "bw_latest",
-        "bw_lo", "delivered", "extra_acked", "inflight_hi", "inflight_latest", "inflight_lo",
+        "_lost_in_round", "_min_rtt_at", "_next_round_at", "_probe_end", "_round_delivered",
+        "bw_latest", "bw_lo", "delivered", "extra_acked", "inflight_hi", "inflight_latest",
+        "inflight_lo",
         "loss_events", "loss_round_start", "max_bw", "min_rtt", "mss", "probe_rtt_at",
         "probe_rtt_expired", "probe_rtt_min", "round_count", "round_start",
     )  # fmt: skip
@@ -55,6 +56,7 @@ class BbrModel:
         self.loss_round_start = False
         self._loss_round_at = 0
         self._lost_in_round = 0
+        self._probe_end = -1
         self._round_delivered = 0
         self.loss_events = 0
         # the least delay
@@ -124,7 +126,6 @@ class BbrModel:
                 self.loss_round_start = True
             if rate and (rate >= self.max_bw or not sample.app_limited):
                 self._take_bandwidth(rate)
-        self._lost_in_round += sample.lost
         if self.loss_round_start and not probing:
             self._adapt_lower_bounds()
         self._update_min_rtt(sample.rtt, now)
@@ -137,6 +138,21 @@ class BbrModel:
             self._lost_in_round = 0
             self.loss_events = 0
             self._round_delivered = sample.delivered
+
+    def note_lost(self, length: int, prior: int) -> None:
+        """Bytes are lost that were sent when ``prior`` bytes were delivered.
+
+        DEVIATION from the draft, which counts losses when they are found: those of the last round
+        of a probe would be held against the rate after it, and bound it until the next probe.
+        """
+        self.loss_events += 1
+        if prior > self._probe_end:
+            self._lost_in_round += length
+
+    def end_probe(self) -> None:
+        """What was sent up to now was sent to find the limits."""
+        self._probe_end = self.delivered
+        self._lost_in_round = 0
 
     def high_loss_round(self) -> bool:
         """A round has just ended and lost more than a link's noise."""

@@ -135,4 +135,6 @@ class Rack(Output):
         self._lost_total = total = self._lost_total + length
         congestion = self.congestion
         if congestion.sample is not None:
-            congestion.on_lost(length, tx.in_flight, total - tx.lost_before, tx.app_limited)
+            congestion.on_lost(
+                length, tx.in_flight, total - tx.lost_before, tx.app_limited, tx.delivered
+            )

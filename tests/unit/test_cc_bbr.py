@@ -60,7 +60,7 @@ class Path:
         self.in_flight -= MSS
         if drop:
             self.lost += MSS
-            self.cc.on_lost(MSS, in_flight, self.lost - lost, False)
+            self.cc.on_lost(MSS, in_flight, self.lost - lost, False, delivered)
             return
         self.delivered += MSS
         self.delivered_at = self.now
@@ -208,7 +208,7 @@ def test_loss_in_startup_without_any_round_trip_is_survived() -> None:
     now = 1.0
     for _ in range(20):
         for _ in range(6):
-            cc.on_lost(MSS, 10 * MSS, 6 * MSS, False)
+            cc.on_lost(MSS, 10 * MSS, 6 * MSS, False, sample.delivered)
         sample.prior = sample.delivered
         sample.acked = MSS
         sample.delivered += MSS
@@ -271,3 +271,22 @@ def test_it_takes_over_where_another_one_was() -> None:
     fresh = b.Bbr(MSS, INITIAL)
     fresh.take_over(INITIAL, UNLIMITED, 0.0, 0.0, 0.0)
     assert fresh.model.max_bw == 0.0
+
+
+def test_what_startup_lost_does_not_bound_the_rate_after_it() -> None:
+    # Retransmissions that are lost once more are found lost rounds after the burst.
+    path = Path(2e6, 0.04)
+    path.run(0.6)
+    cc, model, sample = path.cc, path.cc.model, path.cc.sample
+    assert cc.state == b.CRUISE
+    assert path.states[0] == b.STARTUP
+    sent_in_startup = model._probe_end
+    for prior, bound in ((sent_in_startup, False), (path.delivered, True)):
+        for _ in range(2):  # two rounds
+            for _ in range(20):
+                cc.on_lost(MSS, cc.cwnd, 20 * MSS, False, prior)
+            sample.prior = model.delivered
+            sample.delivered = model.delivered + MSS
+            sample.rate = 1e6
+            cc.on_delivery(sample, path.now)
+        assert (model.bw < model.max_bw) is bound
