@@ -455,6 +455,7 @@ class Paths(Receiving):
             subflow.active
             and not subflow.initial
             and not subflow.fully_established
+            and subflow.reset_by_peer
             and subflow.reset_reason == REASON_MPTCP
             and not self.subflows
         )

@@ -570,6 +570,7 @@ class Subflow(SubflowCore):
             for option in options:
                 if isinstance(option, MpTcprst):
                     self.counters.add("MPTcpExtMPRstRx")
+                    self.reset_by_peer = True
                     self.reset_reason = option.reason
                     self.reset_transient = option.transient
                 elif isinstance(option, MpFastclose):

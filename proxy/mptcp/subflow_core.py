@@ -82,6 +82,7 @@ class SubflowCore(TcpConnection):
         "priority",
         "remote_id",
         "remote_nonce",
+        "reset_by_peer",
         "reset_reason",
         "reset_transient",
         "room",
@@ -126,6 +127,7 @@ class SubflowCore(TcpConnection):
         self.room = 0
         self.reset_reason = -1
         self.reset_transient = False
+        self.reset_by_peer = False
         self.local_nonce = b""
         self.remote_nonce = b""
         self.ack64 = False
@@ -340,9 +342,8 @@ class SubflowCore(TcpConnection):
             self.fin_due = False
             return conn.data_fin_option(ack, self.ack64)
         reassembly = self._reassembly
-        if self.sack_permitted and (
-            (reassembly is not None and reassembly.ranges) or self._dsack is not None
-        ):
+        blocks = (self._dsack is not None) + (0 if reassembly is None else len(reassembly.ranges))
+        if blocks > 1 and self.sack_permitted:
             # SPC-01: a DATA_ACK would leave room for one SACK block only. Do without it in every
             # other ACK; but not in the first ones, by which the peer judges whether we speak
             # MPTCP at all (FB-03), nor twice in a row: the ACK that said it may have been lost.

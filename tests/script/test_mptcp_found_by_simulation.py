@@ -11,7 +11,7 @@ from proxy.seg import DSS_ACK, DSS_FIN
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
 from proxy.wire.address import Address
-from proxy.wire.mptcp_options import MpCapable, MpFail, MpFastclose
+from proxy.wire.mptcp_options import MpCapable, MpFail, MpFastclose, MpTcprst
 from proxy.wire.tcp_options import sack_option
 from tests.script.mptcp_harness import SECOND, TCP, MptcpScript, config, has_option
 
@@ -292,3 +292,31 @@ def test_the_same_bytes_once_more_in_a_good_mapping_make_mp_fail_moot() -> None:
     script.first.inject(options=again, payload=b"sent")
     assert script.read() == b"goodsent"
     assert script.conn.fallback is Fallback.NONE
+
+
+def test_a_single_sack_block_leaves_the_dss_in_place(script: MptcpScript) -> None:
+    for _ in range(12):
+        option = script.dss(at=100, ssn=101, length=4)
+        script.first.inject(options=option, payload=b"late", seq=script.first.seq + 100)
+        seg = script.first.last()
+        assert seg.sack
+        if len(seg.sack) == 1:
+            assert seg.dss_flags & DSS_ACK
+
+
+def test_a_join_whose_options_were_stripped_does_not_end_a_connection_without_paths() -> None:
+    script = MptcpScript.client(mptcp=config())
+    leg = script.joining()
+    script.first.inject("R")
+    assert script.first.dead()
+    leg.inject("SA")  # no MP_JOIN in the answer
+    assert leg.dead()
+    assert script.conn.state is not State.CLOSED
+
+
+def test_a_join_that_the_peer_does_not_know_ends_a_connection_without_paths() -> None:
+    script = MptcpScript.client(mptcp=config())
+    leg = script.joining()
+    script.first.inject("R")
+    leg.inject("RA", options=MpTcprst(1).build())
+    assert script.conn.state is State.CLOSED

@@ -132,7 +132,8 @@ class Judge:
             if conn.fallback is not Fallback.NONE:
                 return initial
         limits = min(scenario.client.mptcp.subflows, scenario.server.mptcp.subflows)
-        if limits + 1 < len(scenario.paths):
+        addresses = 2 if scenario.announce and scenario.client.mptcp.add_addr_accepted else 1
+        if limits + 1 < len(scenario.paths) * addresses:
             return initial
         present = {endpoint.id - 1 for endpoint in self.world.stacks[0].local_addresses}
         clean = {
