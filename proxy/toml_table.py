@@ -34,6 +34,10 @@ class Table:
         shown = key if key.isprintable() else ascii(key)
         return f"{self._path}.{shown}" if self._path else shown
 
+    def get(self, key: str) -> object:
+        """What is there, unchecked; None when it is absent."""
+        return self._data.get(key)
+
     def __contains__(self, key: str) -> bool:
         return key in self._data
 

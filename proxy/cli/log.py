@@ -18,11 +18,12 @@ class LineFormatter(logging.Formatter):
     """Makes one printable line of a record, so that no peer can forge lines or drive a terminal.
 
     Tracebacks keep their lines. ``journal``: lines begin with a priority for systemd's journal
-    (sd-daemon(3)), which adds the time itself.
+    (sd-daemon(3)), which adds the time itself. ``prefix`` says which process writes.
     """
 
-    def __init__(self, journal: bool) -> None:
-        super().__init__("%(message)s" if journal else "%(asctime)s %(levelname)s %(message)s")
+    def __init__(self, journal: bool, prefix: str = "") -> None:
+        message = f"{prefix}%(message)s"
+        super().__init__(message if journal else f"%(asctime)s %(levelname)s {message}")
         self._journal = journal
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -34,10 +35,10 @@ class LineFormatter(logging.Formatter):
         return f"<{_priority(record.levelno)}>{line}" if self._journal else line
 
 
-def set_up(level: str) -> None:
+def set_up(level: str, prefix: str = "") -> None:
     """Log to stderr from ``level`` (debug, info, warning, error) on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter("JOURNAL_STREAM" in os.environ))
+    handler.setFormatter(LineFormatter("JOURNAL_STREAM" in os.environ, prefix))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])

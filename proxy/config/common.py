@@ -16,6 +16,7 @@ from proxy.toml_table import Table
 
 DEFAULT_PORT = 8803  # RFC 8803 §10.1 assigns none; ours is the number of the RFC
 RUNTIME_DIRECTORY = "/run/mptcp-proxy"
+MAX_WORKERS = 64
 NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 NAME_WANTED = "1 to 32 letters, digits, - or _"
 
@@ -53,6 +54,13 @@ class LogConfig:
     """``level``: debug, info, warning or error."""
 
     level: str = "info"
+
+
+def read_workers(root: Table) -> int:
+    """``workers``: a number, or ``"auto"``, one for each processor that we may run on."""
+    if root.get("workers") == "auto":
+        return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    return root.integer("workers", 1, MAX_WORKERS, 1)
 
 
 def read_tun(root: Table, role: str) -> TunConfig:

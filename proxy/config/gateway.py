@@ -19,6 +19,7 @@ from proxy.config.common import (
     read_secret_file,
     read_service,
     read_tun,
+    read_workers,
     refuse_special,
 )
 from proxy.config.engine import read_mptcp, read_tcp
@@ -82,6 +83,7 @@ class GatewayConfig:
     tcp: Settings = field(default_factory=dict)
     mptcp: Settings = field(default_factory=dict)
     log: LogConfig = field(default_factory=LogConfig)
+    workers: int = 1
     source: Path | None = None
     role: Literal["gateway"] = "gateway"
 
@@ -111,6 +113,7 @@ def read_gateway(root: Table, source: Path) -> GatewayConfig:
         tcp=read_tcp(root),
         mptcp=read_mptcp(root),
         log=read_log(root),
+        workers=read_workers(root),
         source=source,
     )
 

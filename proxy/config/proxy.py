@@ -21,6 +21,7 @@ from proxy.config.common import (
     read_service,
     read_tun,
     read_unicast,
+    read_workers,
 )
 from proxy.config.engine import read_mptcp, read_tcp
 from proxy.errors import ConfigError
@@ -79,6 +80,7 @@ class ProxyConfig:
     tcp: Settings = field(default_factory=dict)
     mptcp: Settings = field(default_factory=dict)
     log: LogConfig = field(default_factory=LogConfig)
+    workers: int = 1
     source: Path | None = None
     role: Literal["proxy"] = "proxy"
 
@@ -100,6 +102,7 @@ def read_proxy(root: Table, source: Path) -> ProxyConfig:
         tcp=read_tcp(root),
         mptcp=read_mptcp(root),
         log=read_log(root),
+        workers=read_workers(root),
         source=source,
     )
     _check_interfaces(config)

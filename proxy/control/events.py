@@ -41,6 +41,14 @@ class EventHub:
         """No more events; harmless if there never were any."""
         self._listeners.pop(deliver, None)
 
+    async def ready(self) -> None:
+        """Returns when those who subscribed will miss nothing that happens from now on."""
+
+    def relay(self, name: str, line: bytes) -> None:
+        """Hand on an event as another process wrote it."""
+        for deliver in list(self._listeners):
+            deliver(name, line)
+
     def publish(self, name: str, attributes: dict[str, object]) -> None:
         """Tell everybody that ``name`` happened."""
         assert name in EVENTS, name

@@ -83,6 +83,16 @@ class UplinkStatus(TypedDict):
     srtt: NotRequired[float | None]
 
 
+class WorkerStatus(TypedDict):
+    """One of several processes that share the work."""
+
+    worker: int
+    """Its number, from 0."""
+    pid: int
+    uptime: float
+    connections: int
+
+
 class Status(TypedDict):
     """What the ``status`` command answers."""
 
@@ -96,6 +106,8 @@ class Status(TypedDict):
     """LAN interfaces that are not there."""
     uplinks: list[UplinkStatus]
     connections: list[ConnectionStatus]
+    workers: NotRequired[list[WorkerStatus]]
+    """Only where there are several."""
     counters: NotRequired[dict[str, int]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import json
 import logging
 import os
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Command = Callable[[Mapping[str, object]], object]
-"""Takes the request, returns what JSON can hold; what it raises becomes an error reply."""
+"""Takes the request, returns what JSON can hold, or an awaitable of it; what it raises becomes an
+error reply."""
 
 MAX_PEERS = 32
 IDLE_TIMEOUT = 300.0  # seconds that a peer may keep the connection without a request
@@ -56,21 +58,29 @@ class Subscriber:
         """Whether it asked for any event."""
         return bool(self._names)
 
-    def subscribe(self, request: Mapping[str, object]) -> object:
+    async def subscribe(self, request: Mapping[str, object]) -> object:
         """The ``subscribe`` command: ``events`` names what is wanted, all by default."""
         wanted = request.get("events", list(EVENTS))
         if not isinstance(wanted, list) or not wanted or not set(map(str, wanted)) <= set(EVENTS):
             raise CommandError("EINVAL", f"events must be a list of {', '.join(EVENTS)}")
         self._names = frozenset(wanted)
         self._hub.subscribe(self._deliver)
+        await self._hub.ready()
         return {"events": [name for name in EVENTS if name in self._names]}
+
+    def unsubscribe(self, request: Mapping[str, object]) -> object:
+        """The ``unsubscribe`` command: no more events."""
+        self.stop()
+        return None
 
     def stop(self) -> None:
         """No more events."""
+        self._names = frozenset()
         self._hub.unsubscribe(self._deliver)
 
     def _deliver(self, name: str, line: bytes) -> None:
-        if name not in self._names or self._transport.is_closing():
+        wanted = name in self._names or name == "overrun"
+        if not wanted or self._transport.is_closing():
             return
         if self._transport.get_write_buffer_size() > MAX_BACKLOG:
             self._lost += 1
@@ -115,6 +125,14 @@ class ControlServer:
             raise DeviceError(f"control socket {self._path}: {reason}") from error
         self._inode = self._path.stat().st_ino
         self._server = await asyncio.start_unix_server(self._on_peer, sock=listener, limit=MAX_LINE)
+
+    async def serve(self, connected: socket.socket) -> None:
+        """Answer one peer that is connected already, until it hangs up, however long that is."""
+        reader, writer = await asyncio.open_unix_connection(sock=connected, limit=MAX_LINE)
+        try:
+            await self._serve(reader, writer, patient=True)
+        finally:
+            writer.close()
 
     async def stop(self) -> None:
         """Stop listening, drop the peers and remove the socket if it is still ours."""
@@ -183,10 +201,12 @@ class ControlServer:
             else:
                 writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patient: bool = False
+    ) -> None:
         subscriber = None if self._events is None else Subscriber(writer, self._events)
         try:
-            await self._serve_requests(reader, writer, subscriber)
+            await self._serve_requests(reader, writer, subscriber, patient)
         finally:
             if subscriber is not None:
                 subscriber.stop()
@@ -196,11 +216,12 @@ class ControlServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         subscriber: Subscriber | None,
+        patient: bool,
     ) -> None:
         while True:
-            patient = subscriber is not None and subscriber.active
+            waiting = patient or (subscriber is not None and subscriber.active)
             try:
-                async with asyncio.timeout(None if patient else IDLE_TIMEOUT):
+                async with asyncio.timeout(None if waiting else IDLE_TIMEOUT):
                     line = await reader.readline()
             except ValueError:
                 message = f"a request may have {MAX_LINE} bytes"
@@ -208,9 +229,9 @@ class ControlServer:
                 return
             if not line.endswith(b"\n"):
                 return
-            await _send(writer, self.answer(line, subscriber))
+            await _send(writer, await self.answer(line, subscriber))
 
-    def answer(self, line: bytes, subscriber: Subscriber | None = None) -> Reply:
+    async def answer(self, line: bytes, subscriber: Subscriber | None = None) -> Reply:
         """The reply to one request."""
         try:
             request = json.loads(line)
@@ -223,13 +244,20 @@ class ControlServer:
             return _failure(number, "bad-request", f"only version {VERSION} is spoken here")
         commands = self._commands
         if subscriber is not None:
-            commands = {**commands, "subscribe": subscriber.subscribe}
+            commands = {
+                **commands,
+                "subscribe": subscriber.subscribe,
+                "unsubscribe": subscriber.unsubscribe,
+            }
         command = commands.get(request["command"])
         if command is None:
             known = ", ".join(sorted(commands))
             return _failure(number, "unknown-command", f"known commands: {known}")
         try:
-            return {"version": VERSION, "id": number, "result": command(request)}
+            result = command(request)
+            if inspect.isawaitable(result):
+                result = await result
+            return {"version": VERSION, "id": number, "result": result}
         except CommandError as error:
             reply = _failure(number, "refused", str(error))
             reply["error"]["errno"] = error.errno_name

@@ -15,7 +15,14 @@ from proxy.control import notify
 from proxy.control.server import ControlServer
 from proxy.engine.runtime import Device, Runtime
 from proxy.engine.runtime_follow import Follower
-from proxy.engine.runtime_role import Setup, make_role, mptcp_settings
+from proxy.engine.runtime_role import (
+    HostState,
+    HostWatch,
+    Setup,
+    make_role,
+    mptcp_settings,
+    ready_line,
+)
 from proxy.engine.stack import Stack
 from proxy.net.setup import GatewaySetup, HostSetup
 from proxy.tcp.config import TcpConfig
@@ -46,9 +53,16 @@ async def _serve(config: ProxyConfig | GatewayConfig) -> int:
     setup = HostSetup(config) if isinstance(config, ProxyConfig) else GatewaySetup(config)
     setup.clean_stale()
     try:
-        device = TunDevice.open(config.tun.name, mtu=config.tun.mtu, offload=config.tun.offload)
+        device = TunDevice.open(
+            config.tun.name,
+            queues=config.workers,
+            mtu=config.tun.mtu,
+            offload=config.tun.offload,
+        )
         try:
             setup.apply()
+            if config.workers > 1:
+                return await _supervise(config, device, setup, stopping)
             return await _serve_on(config, device, setup, stopping)
         finally:
             notify.stopping()
@@ -65,25 +79,16 @@ async def _serve_on(
     loop = asyncio.get_running_loop()
     stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), mptcp_settings(config))
     runtime = Runtime(loop, device, stack)
-    role = make_role(config, runtime, setup)
+    role = make_role(config, runtime, HostState.of(setup))
     role.start()
-    follower = Follower(loop, role)
+    follower = Follower(loop, HostWatch(setup, role.follow))
     plane = role.plane
     control = ControlServer(config.control.socket, role.status, plane.commands(), plane.events)
     try:
         await control.start()
-        # What exists now lives as long as the process: keep the collector off it.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
-        message = role.ready_line()
-        notify.ready(message)
-        print(message, flush=True)
-        stopped = asyncio.ensure_future(_until(stopping))
-        await asyncio.wait((stopped, runtime.failed), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if runtime.failed.done():
-            runtime.failed.result()
+        settle_memory()
+        _announce_ready(config, setup)
+        await _until(stopping, runtime.failed)
         return 0
     finally:
         await control.stop()
@@ -91,5 +96,46 @@ async def _serve_on(
         runtime.stop()
 
 
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()
+async def _supervise(
+    config: ProxyConfig | GatewayConfig, device: TunDevice, setup: Setup, stopping: asyncio.Event
+) -> int:
+    # Late: a single process needs none of it.
+    from proxy.engine.runtime_supervisor import Supervisor
+
+    loop = asyncio.get_running_loop()
+    supervisor = Supervisor(loop, config, device, HostState.of(setup))
+    follower = Follower(loop, HostWatch(setup, supervisor.follow))
+    commands = supervisor.commands.commands()
+    control = ControlServer(config.control.socket, dict, commands, supervisor.events)
+    try:
+        await supervisor.start()
+        await control.start()
+        _announce_ready(config, setup)
+        await _until(stopping, supervisor.failed)
+        return 0
+    finally:
+        await control.stop()
+        await follower.stop()
+        await supervisor.stop()
+
+
+def settle_memory() -> None:
+    """What exists now lives as long as the process: keep the collector off it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def _announce_ready(config: ProxyConfig | GatewayConfig, setup: Setup) -> None:
+    message = ready_line(config, HostState.of(setup))
+    notify.ready(message)
+    print(message, flush=True)
+
+
+async def _until(stopping: asyncio.Event, failed: asyncio.Future[None]) -> None:
+    """Wait for ``stopping``; raises what ``failed`` has."""
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if failed.done():
+        failed.result()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from proxy.config import MAX_UPLINKS, GatewayConfig, ProxyConfig
@@ -13,11 +15,47 @@ from proxy.engine.runtime import Runtime
 from proxy.mptcp.config import MptcpConfig
 from proxy.net.links import own_addresses
 from proxy.net.setup import GatewaySetup, HostSetup
+from proxy.net.uplinks import Uplink
 from proxy.relay.gateway import GatewayRelay
 from proxy.relay.lan import LanRelay
 from proxy.wire.address import Address
 
 Setup = HostSetup | GatewaySetup
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """What a role has to know of its host; ``own`` are the host's addresses."""
+
+    uplinks: tuple[Uplink, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    own: frozenset[bytes] = frozenset()
+
+    @classmethod
+    def of(cls, setup: Setup) -> HostState:
+        """As ``setup`` found it last."""
+        if isinstance(setup, HostSetup):
+            return cls(setup.uplinks, tuple(setup.waits_for))
+        return cls(own=own_addresses())
+
+
+class HostWatch:
+    """Keeps routes and rules right; ``changed`` is told how the host is then."""
+
+    def __init__(self, setup: Setup, changed: Callable[[HostState], None]) -> None:
+        self._setup = setup
+        self._changed = changed
+        self._state = HostState()
+
+    def refresh(self) -> list[str]:
+        """Make routes and rules right; on another thread. The commands that were needed."""
+        changes = self._setup.refresh()
+        self._state = HostState.of(self._setup)
+        return changes
+
+    def follow(self) -> None:
+        """Afterwards, on the loop: make the connections right."""
+        self._changed(self._state)
 
 
 class Role(ABC):
@@ -34,25 +72,17 @@ class Role(ABC):
         """The ``Status``."""
 
     @abstractmethod
-    def refresh(self) -> list[str]:
-        """Make routes and rules right; on another thread. The commands that were needed."""
-
-    @abstractmethod
-    def follow(self) -> None:
-        """Afterwards, on the loop: make the connections right."""
-
-    @abstractmethod
-    def ready_line(self) -> str:
-        """The line printed when traffic may flow."""
+    def follow(self, host: HostState) -> None:
+        """The host has changed: make the connections right."""
 
 
 class ProxyRole(Role):
     """The near box."""
 
-    def __init__(self, config: ProxyConfig, runtime: Runtime, setup: HostSetup) -> None:
+    def __init__(self, config: ProxyConfig, runtime: Runtime, host: HostState) -> None:
         self._config = config
         self._runtime = runtime
-        self._setup = setup
+        self._host = host
         now = time.monotonic
         stack = runtime.stack
         self._relay = relay = LanRelay(config, stack, time.time, now())
@@ -69,44 +99,30 @@ class ProxyRole(Role):
 
     def start(self) -> None:
         """Begin to move packets."""
-        self._relay.follow(self._setup.uplinks, time.monotonic())
+        self._relay.follow(self._host.uplinks, time.monotonic())
         self._runtime.start(self._relay)
 
     def status(self) -> Any:
         """The ``Status``."""
-        return proxy_status(self._relay, time.monotonic(), self._setup.waits_for)
+        return proxy_status(self._relay, time.monotonic(), self._host.waits_for)
 
-    def refresh(self) -> list[str]:
+    def follow(self, host: HostState) -> None:
         """See ``Role``."""
-        return self._setup.refresh()
-
-    def follow(self) -> None:
-        """See ``Role``."""
-        self._relay.follow(self._setup.uplinks, time.monotonic())
+        self._host = host
+        self._relay.follow(host.uplinks, time.monotonic())
         self._runtime.turn()
-
-    def ready_line(self) -> str:
-        """The line printed when traffic may flow."""
-        config, uplinks = self._config, self._setup.uplinks
-        ready = ", ".join(uplink.name for uplink in uplinks if not uplink.waits_for)
-        waiting = [f"{uplink.name} ({uplink.waits_for})" for uplink in uplinks if uplink.waits_for]
-        waiting += [f"LAN interface {name}" for name in self._setup.waits_for]
-        gateway = Address(config.gateway.address, config.gateway.port)
-        line = f"ready proxy on {config.tun.name}: uplinks {ready or 'none'}; gateway {gateway}"
-        return f"{line}; waits for {', '.join(waiting)}" if waiting else line
 
 
 class GatewayRole(Role):
     """The far box."""
 
-    def __init__(self, config: GatewayConfig, runtime: Runtime, setup: GatewaySetup) -> None:
+    def __init__(self, config: GatewayConfig, runtime: Runtime, host: HostState) -> None:
         self._config = config
         self._runtime = runtime
-        self._setup = setup
+        self._host = host
         now = time.monotonic
         stack = runtime.stack
         self._relay = relay = GatewayRelay(config, stack, runtime.dial, now, time.time)
-        self._own = own_addresses()
         own = dict.fromkeys(config.listen.addresses)
         self.plane = ControlPlane(
             stack,
@@ -120,38 +136,40 @@ class GatewayRole(Role):
 
     def start(self) -> None:
         """Begin to move packets."""
-        self.follow()
+        self.follow(self._host)
         self._runtime.start(self._relay)
 
     def status(self) -> Any:
         """The ``Status``."""
         return gateway_status(self._relay, time.monotonic())
 
-    def refresh(self) -> list[str]:
+    def follow(self, host: HostState) -> None:
         """See ``Role``."""
-        changes = self._setup.refresh()
-        self._own = own_addresses()
-        return changes
-
-    def follow(self) -> None:
-        """See ``Role``."""
+        self._host = host
         listening = frozenset(self._config.listen.addresses)
-        self._relay.policy.own_addresses = self._own | listening
-
-    def ready_line(self) -> str:
-        """The line printed when traffic may flow."""
-        listen = self._config.listen
-        addresses = ", ".join(str(Address(ip, listen.port)) for ip in listen.addresses)
-        return f"ready gateway on {self._config.tun.name}: listening on {addresses}"
+        self._relay.policy.own_addresses = host.own | listening
 
 
-def make_role(config: ProxyConfig | GatewayConfig, runtime: Runtime, setup: Setup) -> Role:
-    """The role that ``config`` describes; ``setup`` is the one of that role."""
+def make_role(config: ProxyConfig | GatewayConfig, runtime: Runtime, host: HostState) -> Role:
+    """The role that ``config`` describes, on a host that is as ``host`` says."""
     if isinstance(config, ProxyConfig):
-        assert isinstance(setup, HostSetup)
-        return ProxyRole(config, runtime, setup)
-    assert isinstance(setup, GatewaySetup)
-    return GatewayRole(config, runtime, setup)
+        return ProxyRole(config, runtime, host)
+    return GatewayRole(config, runtime, host)
+
+
+def ready_line(config: ProxyConfig | GatewayConfig, host: HostState) -> str:
+    """The line printed when traffic may flow."""
+    name = config.tun.name
+    if isinstance(config, GatewayConfig):
+        listen = config.listen
+        addresses = ", ".join(str(Address(ip, listen.port)) for ip in listen.addresses)
+        return f"ready gateway on {name}: listening on {addresses}"
+    ready = ", ".join(uplink.name for uplink in host.uplinks if not uplink.waits_for)
+    waiting = [f"{uplink.name} ({uplink.waits_for})" for uplink in host.uplinks if uplink.waits_for]
+    waiting += [f"LAN interface {interface}" for interface in host.waits_for]
+    gateway = Address(config.gateway.address, config.gateway.port)
+    line = f"ready proxy on {name}: uplinks {ready or 'none'}; gateway {gateway}"
+    return f"{line}; waits for {', '.join(waiting)}" if waiting else line
 
 
 def mptcp_settings(config: ProxyConfig | GatewayConfig) -> MptcpConfig:

@@ -22,6 +22,7 @@ from proxy.pm.base import factory as path_manager
 from proxy.relay.attempt import Attempt
 from proxy.relay.flow import ByteStream, Flow, FlowNumbers
 from proxy.relay.hotplug import Hotplug
+from proxy.relay.shared import share_uplinks
 from proxy.relay.uplinks import HostUplink, UplinkHealth, preference
 from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
@@ -214,6 +215,9 @@ class LanRelay:
         self._numbers = FlowNumbers(stack.token_share)
         self._closed_until = 0.0
         self.started = now
+        if stack.handover is not None:
+            share_uplinks(lambda: self.uplinks, self.client, stack.handover)
+            stack.handover.noted["hold-off"] = self._hear_hold_off
         stack.listener = self
         stack.path_manager = path_manager(config.mptcp.get("path_manager", "kernel"))
         stack.local_addresses = list(self.endpoints.values())
@@ -353,6 +357,8 @@ class LanRelay:
         """
         log.warning("the gateway has no room: no new connections for %.0f s", delay)
         self._closed_until = max(self._closed_until, now + delay)
+        if self.stack.handover is not None:
+            self.stack.handover.note("hold-off", until=self._closed_until)
         self._leave(opening, now)
         opening.lan.discard(now)
 
@@ -386,6 +392,9 @@ class LanRelay:
         self.disown(flow.near)
         self.disown(flow.far)
         self.flows.pop(flow, None)
+
+    def _hear_hold_off(self, fields: dict[str, float]) -> None:
+        self._closed_until = max(self._closed_until, fields["until"])
 
     def _uplink_lost(self, uplink: UplinkHealth, ip: bytes, now: float) -> None:
         for owner in list(self._owners.values()):

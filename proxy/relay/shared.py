@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from proxy.convert.replay import Seen
 
 if TYPE_CHECKING:
-    from proxy.convert.auth import Door
+    from proxy.convert.auth import Client, Door
     from proxy.engine.handover import Handover
     from proxy.engine.stack import Stack
+    from proxy.relay.uplinks import UplinkHealth
 
 _VERDICTS = tuple(Seen)
 
@@ -44,6 +45,27 @@ def share_nonces(
 
     door.elsewhere = elsewhere
     handover.judge = judge
+
+
+def share_uplinks(
+    uplinks: Callable[[], Iterable[UplinkHealth]], client: Client, handover: Handover
+) -> None:
+    """What one worker's handshakes say of an uplink, or of the gateway's clock, is so for all."""
+
+    def hear(fields: dict[str, Any]) -> None:
+        client.clock_offset = fields["clock_offset"] or client.clock_offset
+        for uplink in uplinks():
+            if uplink.name == fields["uplink"]:
+                uplink.learn(fields["news"])
+
+    def tell(uplink: UplinkHealth) -> None:
+        handover.note(
+            "uplink", uplink=uplink.name, news=uplink.news(), clock_offset=client.clock_offset
+        )
+
+    for uplink in uplinks():
+        uplink.tell = tell
+    handover.noted["uplink"] = hear
 
 
 def share_blackhole(stack: Stack, handover: Handover) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.convert.auth import CHALLENGE_LIFETIME
 
@@ -63,6 +63,8 @@ class UplinkHealth:
     eaten_period: float = EATEN_PERIOD
     attempts: int = 0
     failures: int = 0
+    tell: Callable[[UplinkHealth], None] | None = None
+    """Called when there are ``news`` for other processes that use the same uplink."""
 
     def ip(self, length: int) -> bytes:
         """The engine's address of the family whose addresses have ``length`` bytes."""
@@ -83,6 +85,7 @@ class UplinkHealth:
         """
         self.challenge = challenge
         self.challenge_until = now + CHALLENGE_PERIOD
+        self._tell()
 
     def takes_syn_data(self, now: float) -> bool:
         """Whether a SYN with payload gets through, as far as is known."""
@@ -92,16 +95,46 @@ class UplinkHealth:
         """The path dropped the payload of a SYN, or the SYN because of it."""
         self.eaten_until = now + self.eaten_period
         self.eaten_period = min(2 * self.eaten_period, EATEN_PERIOD_MAX)
+        self._tell()
 
     def answered(self, srtt: float) -> None:
         """A handshake on it completed."""
+        news = not self.srtt or self.suspect_until > 0.0
         self.srtt = srtt
         self.suspect_until = 0.0
+        if news:
+            self._tell()
 
     def unanswered(self, now: float) -> None:
         """A SYN on it stayed without answer, or one of its subflows went stale."""
         self.failures += 1
         self.suspect_until = now + SUSPECT_PERIOD
+        self._tell()
+
+    def news(self) -> dict[str, Any]:
+        """What ``learn`` takes, as JSON can hold it."""
+        return {
+            "srtt": self.srtt,
+            "suspect_until": self.suspect_until,
+            "challenge": self.challenge.hex(),
+            "challenge_until": self.challenge_until,
+            "eaten_until": self.eaten_until,
+            "eaten_period": self.eaten_period,
+        }
+
+    def learn(self, news: dict[str, Any]) -> None:
+        """Another process on this host, so on the same clock, has ``news``; what is newer stays."""
+        self.srtt = news["srtt"] or self.srtt
+        self.suspect_until = news["suspect_until"]
+        if news["challenge_until"] > self.challenge_until:
+            self.challenge = bytes.fromhex(news["challenge"])
+            self.challenge_until = news["challenge_until"]
+        self.eaten_until = max(self.eaten_until, news["eaten_until"])
+        self.eaten_period = max(self.eaten_period, news["eaten_period"])
+
+    def _tell(self) -> None:
+        if self.tell is not None:
+            self.tell(self)
 
 
 def preference(uplinks: Iterable[UplinkHealth], now: float) -> list[UplinkHealth]:

@@ -44,6 +44,20 @@ _NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 _GONE = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV})
 
 
+class _Queue:
+    """A queue that another process of ours made."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor = descriptor
+        self.name = name
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 class TunDevice:
     """One queue of a TUN interface.
 
@@ -54,7 +68,7 @@ class TunDevice:
 
     __slots__ = ("_fd", "_tun", "counters", "name", "offload", "siblings")
 
-    def __init__(self, tun: pytun.TunTapDevice, offload: bool) -> None:
+    def __init__(self, tun: pytun.TunTapDevice | _Queue, offload: bool) -> None:
         self._tun = tun
         self._fd: int = tun.fileno()
         self.name: str = tun.name
@@ -82,6 +96,11 @@ class TunDevice:
             raise
         opened[0].siblings = tuple(opened[1:])
         return opened[0]
+
+    @classmethod
+    def adopt(cls, descriptor: int, name: str, *, offload: bool) -> TunDevice:
+        """The queue of ``name`` that ``open`` made in another process, which keeps it open too."""
+        return cls(_Queue(descriptor, name), offload)
 
     def read(self) -> bytes | None:
         """The next packet (virtio header, then IP), or None when there is none now.
@@ -240,6 +259,7 @@ def _configure(queues: list[TunDevice], mtu: int) -> None:
         for queue in queues:
             fcntl.ioctl(queue.fileno(), _TUNSETVNETHDRSZ, struct.pack("i", HEADER_LENGTH))
             os.set_blocking(queue.fileno(), False)
+        assert isinstance(device._tun, pytun.TunTapDevice)
         device._tun.mtu = mtu
         request = struct.pack("16si20x", device.name.encode(), QUEUE_LENGTH)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:

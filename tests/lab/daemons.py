@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / ".venv" / "bin" / "mptcp-proxy"
 PORT = 8803
 UPLINK_NAMES = ("fibre", "lte", "sat", "dsl")
+# LAB_WORKERS=2 runs every test with boxes of two workers.
+WORKERS = int(os.environ.get("LAB_WORKERS", "1"))
 READY_WITHIN = 15.0
 STOP_WITHIN = 10.0
 
@@ -206,10 +208,11 @@ def proxy_config(
     port: int = PORT,
     backup: Sequence[int] = (),
     secret_file: str = "home-1.key",
+    workers: int = WORKERS,
     extra: str = "",
 ) -> str:
     """The near box's TOML; ``extra`` is appended (whole sections)."""
-    parts = ['role = "proxy"', "[lan]", 'interfaces = ["lan0"]']
+    parts = ['role = "proxy"', f"workers = {workers}", "[lan]", 'interfaces = ["lan0"]']
     for index in uplinks:
         parts += [
             "[[uplink]]",
@@ -239,12 +242,14 @@ def gateway_config(
     port: int = PORT,
     allow: Sequence[str] = EGRESS,
     late_convert: bool = True,
+    workers: int = WORKERS,
     extra: str = "",
 ) -> str:
     """The far box's TOML; ``extra`` is appended (whole sections)."""
     return "\n".join(
         [
             'role = "gateway"',
+            f"workers = {workers}",
             "[listen]",
             f"addresses = {json.dumps(list(addresses))}",
             f"port = {port}",

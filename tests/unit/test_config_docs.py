@@ -34,7 +34,7 @@ def keys_of_the_reader() -> set[str]:
         keys |= {table} | {f"{table}[].{key}" for key in re.findall(r'"(\w+)"', match[1])}
     keys |= {f"tcp.{key}" for key in config.TCP_KEYS}
     keys |= {f"mptcp.{key}" for key in config.MPTCP_KEYS}
-    return keys | {"role"}
+    return keys | {"role", "workers"}
 
 
 def test_every_key_is_documented_and_no_other() -> None:

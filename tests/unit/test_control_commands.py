@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from types import SimpleNamespace
@@ -81,13 +82,13 @@ class Plane:
 
     def ask(self, command: str, **fields: object) -> Any:
         request = {"command": command, **{k.replace("_", "-"): v for k, v in fields.items()}}
-        reply = self.server.answer(json.dumps(request).encode())
+        reply = asyncio.run(self.server.answer(json.dumps(request).encode()))
         assert "error" not in reply, reply
         return reply["result"]
 
     def errno(self, command: str, **fields: object) -> tuple[str, str]:
         request = {"command": command, **{k.replace("_", "-"): v for k, v in fields.items()}}
-        error = self.server.answer(json.dumps(request).encode())["error"]
+        error = asyncio.run(self.server.answer(json.dumps(request).encode()))["error"]
         assert error["code"] == "refused", error
         return error["errno"], error["message"]
 

@@ -24,10 +24,13 @@ LAYERS = (
     ("control",),
     (
         "engine.runtime",
+        "engine.runtime_channel",
         "engine.runtime_daemon",
         "engine.runtime_follow",
         "engine.runtime_role",
         "engine.runtime_socket",
+        "engine.runtime_supervisor",
+        "engine.runtime_worker",
     ),
     ("cli", "__main__"),
 )

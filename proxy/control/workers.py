@@ -1,0 +1,339 @@
+"""Several workers, asked as one: requests go to those that they concern, answers become one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from proxy.control.events import Deliver, EventHub
+from proxy.control.fields import CommandError, Request, token
+from proxy.control.merge import add_counters, merged_status
+from proxy.errors import MptcpProxyError
+from proxy.relay.flow import worker_of
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 15.0  # seconds for an answer; a worker that has just been started has to load itself
+_MAX_REPLY = 256 * 1024 * 1024
+# What changes all workers alike; the other commands concern one connection, or ask.
+_CHANGES = ("add-addr", "del-addr", "flush-addrs", "set-limits", "set-flags")
+_OF_ONE_CONNECTION = ("announce", "remove", "subflow-create", "subflow-destroy")
+
+
+class WorkerError(MptcpProxyError):
+    """A worker is gone, or does not answer."""
+
+
+class WorkerLink:
+    """The control connection to one worker; it speaks the protocol of ``schema``.
+
+    ``on_event`` gets the name and the line of each event.
+    """
+
+    def __init__(self, index: int, pid: int, on_event: Callable[[str, bytes], None]) -> None:
+        self.index = index
+        self.pid = pid
+        self.started = time.monotonic()
+        self.open = False
+        """Whether it carries connections."""
+        self._on_event = on_event
+        self._number = 0
+        self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def connect(self, connected: socket.socket) -> None:
+        """Begin to talk over ``connected``."""
+        reader, self._writer = await asyncio.open_unix_connection(sock=connected, limit=_MAX_REPLY)
+        self._reading = asyncio.create_task(self._read(reader))
+
+    def hang_up(self) -> None:
+        """The worker ends when it sees that."""
+        self.open = False
+        if self._writer is not None:
+            self._writer.close()
+
+    async def request(self, fields: Request) -> Any:
+        """The result of a request, which is its ``command`` and the rest.
+
+        CommandError if the worker refuses, WorkerError if it cannot answer.
+        """
+        if self._writer is None or self._reading is None or self._reading.done():
+            raise WorkerError(f"worker {self.index} is gone")
+        self._number += 1
+        number = self._number
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._replies[number] = reply
+        line = json.dumps({**fields, "id": number}, separators=(",", ":"))
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                self._writer.write(line.encode() + b"\n")
+                await self._writer.drain()
+                return _result(self.index, await reply)
+        except (TimeoutError, OSError) as error:
+            raise WorkerError(f"worker {self.index} does not answer") from error
+        finally:
+            del self._replies[number]
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while (line := await reader.readline()).endswith(b"\n"):
+                message = json.loads(line)
+                if "event" in message:
+                    self._on_event(message["event"], line)
+                    continue
+                reply = self._replies.get(message["id"])
+                if reply is not None and not reply.done():
+                    reply.set_result(message)
+        except (OSError, ValueError) as error:
+            log.warning("worker %d: %s", self.index, error)
+        finally:
+            self.open = False
+            for reply in self._replies.values():
+                if not reply.done():
+                    reply.set_exception(WorkerError(f"worker {self.index} is gone"))
+
+
+class WorkerEvents(EventHub):
+    """The events of all workers; they tell only while somebody listens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: Callable[[], Iterable[WorkerLink]] = tuple
+        self._told: asyncio.Task[None] | None = None
+
+    def subscribe(self, deliver: Deliver) -> None:
+        """See ``EventHub``."""
+        first = not self.listening
+        super().subscribe(deliver)
+        if first:
+            self._tell("subscribe")
+
+    def unsubscribe(self, deliver: Deliver) -> None:
+        """See ``EventHub``."""
+        listening = self.listening
+        super().unsubscribe(deliver)
+        if listening and not self.listening:
+            self._tell("unsubscribe")
+
+    async def ready(self) -> None:
+        """See ``EventHub``."""
+        if self._told is not None:
+            await asyncio.shield(self._told)
+
+    def from_worker(self, index: int) -> Callable[[str, bytes], None]:
+        """What takes the events of that worker."""
+
+        def take(name: str, line: bytes) -> None:
+            # Endpoints and uplinks are the same for all of them: one says so.
+            first = next((link.index for link in self.links()), index)
+            if index == first or not name.startswith(("listener-", "uplink-")):
+                self.relay(name, line)
+
+        return take
+
+    def _tell(self, command: str) -> None:
+        self._told = asyncio.ensure_future(self._tell_all(command, self._told))
+
+    async def _tell_all(self, command: str, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.gather(before, return_exceptions=True)
+        for link in list(self.links()):
+            await _ignoring(link.request({"command": command}))
+
+
+class WorkerCommands:
+    """The commands of a daemon whose work is done by workers.
+
+    ``links`` gives those that are open, in order; ``count`` is how many there should be.
+    """
+
+    def __init__(self, role: str, count: int, links: Callable[[], list[WorkerLink]]) -> None:
+        self._role = role
+        self.lock = asyncio.Lock()
+        """Held while the settings of all change."""
+        self.restarts = 0
+        self._count = count
+        self._links = links
+        self._started = time.monotonic()
+        self._settings: list[Request] = []
+        self._sysctls: dict[str, object] = {}
+        self._last: dict[int, dict[str, Any]] = {}
+        self._gone: dict[str, int] = {}
+        self._gone_uplinks: dict[str, tuple[int, int]] = {}
+
+    def commands(self) -> dict[str, Callable[[Request], Awaitable[object]]]:
+        """By name, for ``ControlServer``."""
+        table: dict[str, Callable[[Request], Awaitable[object]]] = {
+            "status": self._status,
+            "counters": self._counters,
+            "sockets": self._sockets,
+            "connection": self._connection,
+            "sysctl": self._sysctl,
+            "get-addr": lambda r: self._of_token(r) if "token" in r else self._ask_one(r),
+            "get-limits": self._ask_one,
+        }
+        for name in _CHANGES:
+            table[name] = lambda r: self._of_token(r) if "token" in r else self._change(r)
+        return table | dict.fromkeys(_OF_ONE_CONNECTION, self._of_token)
+
+    # -- for whoever keeps the workers ------------------------------------------------------------
+
+    async def restore(self, link: WorkerLink) -> None:
+        """Bring a worker that was started again to what was changed since the start."""
+        for request in self._settings:
+            await link.request(request)
+        for name, value in self._sysctls.items():
+            await link.request({"command": "sysctl", "name": name, "value": value})
+
+    def ended(self, index: int) -> None:
+        """What a worker counted that has ended stays in the sums, as far as it was ever asked."""
+        last = self._last.pop(index, None)
+        if last is None:
+            return
+        add_counters(self._gone, last.get("counters", {}))
+        for uplink in last.get("uplinks", ()):
+            sent, received = self._gone_uplinks.get(uplink["name"], (0, 0))
+            self._gone_uplinks[uplink["name"]] = (
+                sent + uplink["bytes_sent"],
+                received + uplink["bytes_received"],
+            )
+
+    async def broadcast(self, request: Request) -> None:
+        """Tell all that are there."""
+        for link in self._links():
+            await _ignoring(link.request(request))
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    async def _status(self, request: Request) -> object:
+        answers = await self._ask_all("status")
+        for link, status in answers:
+            self._last[link.index] = {key: status[key] for key in ("counters", "uplinks")}
+        status = merged_status([answer for _, answer in answers], self._gone_uplinks)
+        add_counters(status["counters"], self._all_gone())
+        status["role"] = self._role
+        status["pid"] = os.getpid()
+        status["uptime"] = time.monotonic() - self._started
+        status["workers"] = [
+            {
+                "worker": link.index,
+                "pid": link.pid,
+                "uptime": time.monotonic() - link.started,
+                "connections": len(answer["connections"]),
+            }
+            for link, answer in answers
+        ]
+        return status
+
+    async def _counters(self, request: Request) -> object:
+        total = self._all_gone()
+        for link, counters in await self._ask_all("counters"):
+            self._last.setdefault(link.index, {})["counters"] = counters
+            add_counters(total, counters)
+        return total
+
+    async def _sockets(self, request: Request) -> object:
+        return [entry for _, entries in await self._ask_all("sockets") for entry in entries]
+
+    async def _connection(self, request: Request) -> object:
+        number = request.get("conn")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            return await self._ask_one(request)  # who refuses it in the words of a single process
+        return await self._ask(worker_of(number, self._count), request)
+
+    async def _of_token(self, request: Request) -> object:
+        return await self._ask(token(request) % self._count, request)
+
+    async def _sysctl(self, request: Request) -> object:
+        if request.get("value") is None:
+            return await self._ask_one(request)
+        async with self.lock:
+            result = await self._tell_all(request)
+            self._sysctls[str(request["name"])] = request["value"]
+        return result
+
+    async def _change(self, request: Request) -> object:
+        async with self.lock:
+            result = await self._tell_all(request)
+            self._settings = await _settings_of(self._some()[0])
+        return result
+
+    async def _tell_all(self, request: Request) -> object:
+        """One worker is asked first: what it refuses the others would refuse as well."""
+        first, *others = self._some()
+        result = await first.request(_fields(request))
+        for link in others:
+            await _ignoring(link.request(_fields(request)))
+        return result
+
+    async def _ask_one(self, request: Request) -> object:
+        return await self._some()[0].request(_fields(request))
+
+    async def _ask(self, index: int, request: Request) -> object:
+        for link in self._links():
+            if link.index == index:
+                return await link.request(_fields(request))
+        raise CommandError("ENOENT", f"its worker ({index}) has ended and is started again")
+
+    async def _ask_all(self, command: str) -> list[tuple[WorkerLink, Any]]:
+        """The answers of those that give one: what a worker had that is gone is gone."""
+        links = self._links()
+        answers = await asyncio.gather(
+            *(link.request({"command": command}) for link in links), return_exceptions=True
+        )
+        found = []
+        for link, answer in zip(links, answers, strict=True):
+            if isinstance(answer, WorkerError):
+                log.warning("%s", answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                found.append((link, answer))
+        return found
+
+    def _some(self) -> list[WorkerLink]:
+        links = self._links()
+        if not links:
+            raise CommandError("EAGAIN", "no worker is running just now")
+        return links
+
+    def _all_gone(self) -> dict[str, int]:
+        return {**self._gone, "WorkerRestarts": self.restarts}
+
+
+async def _settings_of(link: WorkerLink) -> list[Request]:
+    """Requests that give another worker the endpoints and limits of this one."""
+    endpoints = await link.request({"command": "get-addr"})
+    limits = await link.request({"command": "get-limits"})
+    return [
+        {"command": "flush-addrs"},
+        *({"command": "add-addr", "addr": endpoint["addr"]} for endpoint in endpoints),
+        {"command": "set-limits", **limits},
+    ]
+
+
+def _fields(request: Request) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if key not in ("id", "version")}
+
+
+def _result(index: int, reply: Mapping[str, Any]) -> Any:
+    error = reply.get("error")
+    if error is None:
+        return reply.get("result")
+    if "errno" in error:
+        raise CommandError(error["errno"], error["message"])
+    raise WorkerError(f"worker {index}: {error.get('message')}")
+
+
+async def _ignoring(request: Awaitable[object]) -> None:
+    try:
+        await request
+    except MptcpProxyError as error:
+        log.warning("%s", error)
