@@ -79,6 +79,7 @@ MPTCP_KEYS: dict[str, _Reader] = {
     "blackhole_timeout": _num(0, 86400 * 365),
     "close_timeout": _num(0, 86400),
     "stale_loss_cnt": _int(0, 127),
+    "subflow_keepalive": _num(0, 86400),
     "syn_retrans_before_tcp_fallback": _int(0, 255),
 }
 

@@ -19,6 +19,7 @@ from proxy.errors import CodecError
 from proxy.mptcp.blackhole import Blackhole
 from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.keepalive import KeepaliveBudget
 from proxy.mptcp.keys import ALL_TOKENS, TokenShare
 from proxy.mptcp.subflow import Subflow
 from proxy.pm.base import Endpoint, PathManager
@@ -90,6 +91,7 @@ class Stack:
         self.counters = CounterTable()
         self.memory = MemoryBudget(self.tcp_config.memory, self.counters)
         self.tokens: dict[int, MptcpConnection] = {}
+        self.keepalives = KeepaliveBudget()
         self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.local_addresses: Sequence[Endpoint] = ()
         self.public_addresses: Mapping[bytes, bytes] = {}

@@ -126,6 +126,7 @@ class _Scratch:
         # A copy would cost by the number of connections: only the one token asked for matters,
         # and it is checked for uniqueness again when the cookie comes back.
         self.tokens: dict[int, MptcpConnection] = {}
+        self.keepalives = stack.keepalives
         self.blackhole = stack.blackhole
         self.local_addresses = stack.local_addresses
         self.public_addresses = stack.public_addresses

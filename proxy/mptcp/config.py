@@ -18,8 +18,11 @@ class MptcpConfig:
                                         MP_CAPABLE, doubled each time; 0: always try it
     ``close_timeout``                   how long a connection lives without any subflow
     ``stale_loss_cnt``                  time-outs in a row that make a subflow stale, so that it
-                                        only probes while others work; 0: never (the kernel
-                                        counts its own, shorter intervals, by default 4)
+                                        only probes while others work; 0: never.
+                                        DEVIATION: the kernel counts intervals of its own, by
+                                        default 4; a proxy must leave a dead uplink sooner
+    ``subflow_keepalive``               silence after which a subflow asks if its peer is there, see
+                                        ``mptcp.keepalive``; 0: as any TCP connection
     ``time_wait``                       TIME-WAIT of a subflow after a clean close
     ``subflows``                        additional subflows of a connection, both directions counted
     ``add_addr_accepted``               announced addresses that may be joined
@@ -39,6 +42,7 @@ class MptcpConfig:
     blackhole_timeout: float = 3600.0
     close_timeout: float = 60.0
     stale_loss_cnt: int = 1
+    subflow_keepalive: float = 30.0
     time_wait: float = 10.0
     subflows: int = 2
     add_addr_accepted: int = 0

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from proxy.cc.base import create as create_congestion_control
+from proxy.mptcp.keepalive import INTERVAL, PROBES
 from proxy.mptcp.notes import MAX_NOTES, Fallback, Note
 from proxy.mptcp.receive import DataReceiver
 from proxy.mptcp.send import DataSender
@@ -38,14 +39,23 @@ INFINITE = float("inf")
 
 
 @lru_cache(maxsize=16)
-def subflow_config(config: TcpConfig, time_wait: float) -> TcpConfig:
+def subflow_config(config: TcpConfig, time_wait: float, idle: float) -> TcpConfig:
     """TCP settings for subflows.
 
     DEVIATION from RFC 9293 §3.6.1: a shorter TIME-WAIT. A subflow only closes after the
     connection has ended by DATA_FINs on both sides, so what TIME-WAIT would still protect is the
     port, and ports are random; with hundreds of connections a second it would hold most memory.
+    ``idle``: see ``mptcp.keepalive``; 0 leaves the keep-alive that of TCP.
     """
-    return replace(config, time_wait=time_wait)
+    config = replace(config, time_wait=time_wait)
+    if not 0.0 < idle < config.keepalive_idle:
+        return config
+    return replace(
+        config,
+        keepalive_idle=idle,
+        keepalive_interval=idle * INTERVAL,
+        keepalive_count=PROBES,
+    )
 
 
 @lru_cache(maxsize=16)
@@ -126,7 +136,9 @@ class ConnectionCore:
     ) -> None:
         self.host = host
         self.config: MptcpConfig = host.mptcp_config
-        self.tcp_config: TcpConfig = subflow_config(host.tcp_config, host.mptcp_config.time_wait)
+        self.tcp_config: TcpConfig = subflow_config(
+            host.tcp_config, host.mptcp_config.time_wait, host.mptcp_config.subflow_keepalive
+        )
         self.local = local
         self.remote = remote
         self.active = active

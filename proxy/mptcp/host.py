@@ -11,6 +11,7 @@ from proxy.tcp.host import Host
 if TYPE_CHECKING:
     from proxy.mptcp.blackhole import Blackhole
     from proxy.mptcp.connection import MptcpConnection
+    from proxy.mptcp.keepalive import KeepaliveBudget
     from proxy.mptcp.keys import TokenShare
     from proxy.pm.base import Endpoint, PathManager
     from proxy.seg import Segment
@@ -28,6 +29,7 @@ class MptcpHost(Host, Protocol):
     token_share: TokenShare
     """Which tokens the connections of this host may have."""
     mptcp_config: MptcpConfig
+    keepalives: KeepaliveBudget
     blackhole: Blackhole
     """Which paths swallow SYNs with MP_CAPABLE."""
     local_addresses: Sequence[Endpoint]

@@ -146,6 +146,19 @@ class Subflow(SubflowCore):
         self._join_ack_at = now + max(pause, 0.2) * (1 << (self._join_ack_tries - 1))
         self.request_ack()
 
+    def _keepalive_idle(self) -> float:
+        # Who did not open it waits for the other's question (``mptcp.keepalive``).
+        idle = self.config.keepalive_idle
+        return idle if self.active or not self.conn.config.subflow_keepalive else 2.0 * idle
+
+    def _may_ask(self, now: float) -> bool:
+        return not self.conn.config.subflow_keepalive or self.conn.host.keepalives.take(now)
+
+    def _on_idle_timeout(self, now: float) -> None:
+        if self._keepalive_sent > 1 and now - self.last_received >= self._keepalive_idle():
+            self.conn.host.keepalives.alarm(now)
+        super()._on_idle_timeout(now)
+
     # -- options of segments ------------------------------------------------------------------
 
     def _on_options(self, seg: Segment, now: float) -> bool:

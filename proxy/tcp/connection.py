@@ -342,10 +342,13 @@ class TcpConnection(Handshake):
     def _on_idle_timeout(self, now: float) -> None:
         """Keep-alive (RFC 1122 §4.2.3.6)."""
         config = self.config
-        silent = now - self.last_received
-        if silent < config.keepalive_idle or self._flight:
+        idle = self._keepalive_idle()
+        if now - self.last_received < idle or self._flight:
             self._keepalive_sent = 0
-            self._idle_at = max(self.last_received + config.keepalive_idle, now + 1.0)
+            self._idle_at = max(self.last_received + idle, now + 1.0)
+            return
+        if not self._keepalive_sent and not self._may_ask(now):
+            self._idle_at = now + idle * (0.5 + self.host.rng.random())
             return
         if self._keepalive_sent >= config.keepalive_count:
             self._die(Failure(errno.ETIMEDOUT), now)
@@ -354,6 +357,14 @@ class TcpConnection(Handshake):
         self.counters.add("TCPKeepAlive")
         self._send_probe_ack(now)
         self._idle_at = now + config.keepalive_interval
+
+    def _keepalive_idle(self) -> float:
+        """Silence after which the peer is asked, in seconds."""
+        return self.config.keepalive_idle
+
+    def _may_ask(self, now: float) -> bool:
+        """Whether to ask now, or about one idle time later."""
+        return True
 
     # -- ICMP -----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from proxy.errors import CodecError
 from proxy.mptcp.blackhole import Blackhole
 from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.keepalive import KeepaliveBudget
 from proxy.mptcp.keys import ALL_TOKENS
 from proxy.pm.base import Endpoint, factory
 from proxy.seg import Segment, build_header, gro_merge, parse
@@ -63,6 +64,7 @@ class MptcpTestHost(TestHost):
         self.mptcp_config = mptcp or MptcpConfig()
         self.token_share = ALL_TOKENS
         self.tokens: dict[int, MptcpConnection] = {}
+        self.keepalives = KeepaliveBudget()
         self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.path_manager = factory(path_manager)
         self.local_addresses = list(endpoints)
