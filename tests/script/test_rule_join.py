@@ -142,7 +142,7 @@ def test_join_06_the_backup_bit_of_each_direction(backup: bool) -> None:
 def test_join_08_a_refused_join_is_not_tried_again_until_the_address_is_announced_anew() -> None:
     endpoint = Endpoint(OURS_2, 2, subflow=True)
     script = MptcpScript.client(
-        mptcp=config(subflows=2), path_manager="kernel", endpoints=[endpoint]
+        mptcp=config(subflows=2, subflow_keepalive=0.0), path_manager="kernel", endpoints=[endpoint]
     )
     leg = next(leg for (ours, _), leg in script.legs.items() if ours.ip == OURS_2)
     refusal = b"\x1e\x04\x80\x03"
