@@ -1,6 +1,6 @@
 PYTHON := .venv/bin/python
 
-.PHONY: help setup build demo test lint bench clean
+.PHONY: help setup build demo test lint bench profile clean
 
 help:            ## show this
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -24,6 +24,12 @@ test: lint       ## all that this machine can run; says what it skipped
 bench:           ## the figures of docs/performance.md, beside other relays (BENCH="--quick NAME...")
 	@deploy/setup.sh --bench
 	$(PYTHON) -m tests.bench $(BENCH)
+
+BOX := proxy
+LOAD := download
+profile:         ## a flame graph of BOX=gateway under LOAD=upload (all: -m tests.bench.profile -h)
+	@deploy/setup.sh --bench
+	$(PYTHON) -m tests.bench.profile --box $(BOX) --load $(LOAD)
 
 clean:           ## remove what was built
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis proxy/_seg.c proxy/*.so

@@ -90,5 +90,11 @@ if [ ! -e $stamp ] || [ pyproject.toml -nt $stamp ]; then
     rm -f .setup.log
     touch $stamp
 fi
+if [ "${1:-}" = --bench ] && [ ! -x .venv/bin/py-spy ]; then
+    say "installing py-spy"
+    .venv/bin/pip install -q --disable-pip-version-check -e '.[bench]' 2>.setup.log ||
+        { cat .setup.log >&2; exit 1; }
+    rm -f .setup.log
+fi
 .venv/bin/python setup.py -q build_ext --inplace
 say "ready: .venv/bin/mptcp-proxy"
