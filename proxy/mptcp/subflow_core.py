@@ -183,7 +183,7 @@ class SubflowCore(TcpConnection):
         if not self.send_capacity(now):
             return 0
         size = pending if pending < window_left else window_left
-        return self._sendable(size, self.cwnd - self.bytes_in_flight, self.snd_wnd - in_flight)
+        return self._sendable(size, self.cwnd - self.bytes_in_flight, self.snd_wnd - in_flight, now)
 
     def push(self, offset: int, length: int, views: list[memoryview], now: float) -> None:
         """Queue ``length`` bytes of the stream from ``offset`` under one new mapping."""

@@ -26,6 +26,12 @@ MAX_PAYLOAD = 65400
 """Largest super-segment: an IP packet of 65535 bytes less the longest headers."""
 PACE_BURST = 0.001
 """A burst holds this many seconds of the rate (Linux: tcp_tso_autosize, sk_pacing_shift)."""
+BURST_HALF_LIFE = 0.001
+"""On paths as short as this a burst may hold half of ``MAX_PAYLOAD`` more, a quarter on paths of
+twice that length, and so on (Linux: tcp_tso_rtt_log, 512 us).
+
+DEVIATION: twice Linux' time, since each end of ours adds what Linux has not: a way to user space.
+"""
 MIN_PACED_RTT = 0.001
 PEER_DELAYED_ACK = 0.05
 """What a probe of a lone segment allows for (RFC 8985 §7.2: WCDelAckT; most stacks: 40 ms)."""
@@ -130,7 +136,7 @@ class Output(Segments):
                 if rate and now < self._pace_next:
                     self._pace_at = self._pace_next
                     break
-                count = self._sendable(size, room, window)
+                count = self._sendable(size, room, window, now)
                 if not count:
                     break
             elif self._fin_queued and not self._fin_sent and window > 0:
@@ -146,15 +152,32 @@ class Output(Segments):
         elif not flight and self._loss_kind == LOSS_TIMER_OFF:
             self._schedule_loss_timer(now)
 
-    def _sendable(self, size: int, room: int, window: int) -> int:
+    def _burst_size(self, rate: float, now: float) -> int:
+        """Bytes that may leave back to back at a pacing ``rate``, at least two segments.
+
+        What a timer that is late has missed leaves at once anyway: then as one super-segment.
+        """
+        late = now - self._pace_next
+        if late > PACE_BURST:
+            late = PACE_BURST
+        elif late < 0.0:
+            late = 0.0
+        burst = int(rate * (PACE_BURST + late))
+        halvings = self.min_rtt / BURST_HALF_LIFE
+        if halvings < 6.0:
+            burst += MAX_PAYLOAD >> int(halvings)
+        mss = self._effective_mss
+        return burst - burst % mss if burst > 2 * mss else 2 * mss
+
+    def _sendable(self, size: int, room: int, window: int, now: float) -> int:
         """Bytes of new data for one super-segment now; 0: wait."""
         mss = self._effective_mss
         count = MAX_PAYLOAD - MAX_PAYLOAD % mss
         rate = self.pacing_rate
         if rate:
-            burst = int(rate * PACE_BURST)
+            burst = self._burst_size(rate, now)
             if burst < count:
-                count = burst - burst % mss if burst > 2 * mss else 2 * mss
+                count = burst
         if size <= count:
             count = size
         limit = self._segment_limit(self.snd_nxt)
@@ -285,8 +308,7 @@ class Output(Segments):
         allowed = limit - limit % mss if limit > mss else mss
         allowed = min(allowed, MAX_PAYLOAD - MAX_PAYLOAD % mss, self._segment_limit(tx.seq))
         if self.pacing_rate:
-            burst = int(self.pacing_rate * PACE_BURST)
-            allowed = min(allowed, max(burst - burst % mss, 2 * mss))
+            allowed = min(allowed, self._burst_size(self.pacing_rate, now))
         if length - (1 if tx.fin else 0) > allowed:
             self._split(index, allowed)
             length = allowed
