@@ -207,7 +207,8 @@ class MptcpConnection(FallingBack):
         self._usable = None
         if not subflow.active and self.config.early_confirm:
             subflow.request_ack()  # so that the peer may join before there is any data
-        if self.state is not State.SYN_RECEIVED:  # else once TCP is established, too
+        if not subflow.active and self.state is not State.SYN_RECEIVED:
+            # Else once TCP is established, too, or the whole segment is dealt with.
             self.path_manager.on_fully_established(self, now)
         self.arm()
         self.host.wake(self)

@@ -198,7 +198,8 @@ class Subflow(SubflowCore):
             # P11: none of a forbidden combination is acted on.
             self.counters.add("MptcpOptionConflicts")
             seg.dss_flags = -1
-        if not self.fully_established and not self._prove(options, seg, now):
+        proven = self.fully_established
+        if not proven and not self._prove(options, seg, now):
             return False
         if not self.mptcp:
             return True
@@ -206,6 +207,9 @@ class Subflow(SubflowCore):
             self._on_bare(seg, now)
         for option in options:
             self._on_option(option, seg, now)
+        if self.initial and self.active and self.fully_established and not proven:
+            # After the announcement that may have proved it: as in Linux, that is joined first.
+            self.conn.path_manager.on_fully_established(self.conn, now)
         return not self.doomed
 
     def _is_mapped(self, seq: int) -> bool:

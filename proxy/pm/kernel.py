@@ -87,8 +87,9 @@ class KernelPathManager(PathManager):
             # A fresh announcement allows another try (JOIN-08).
             self._refused = {key for key in self._refused if key[1] != address_id}
         accepted = self._accepted or ()
-        if address_id == 0 or address_id in accepted or not self._ready:
+        if address_id == 0 or address_id in accepted:
             return
+        self._ready = True  # nobody but the peer can announce
         denied = conn.remote_denies_initial and conn.limits.add_addr_accepted == 0
         if not denied and len(accepted) >= conn.limits.add_addr_accepted:
             return
@@ -211,7 +212,7 @@ class KernelPathManager(PathManager):
                 key = (self._wire_id(conn, endpoint), remote_id)
                 retry = None if self._retries is None else self._retries.get(key)
                 waiting = retry is not None and retry.at is not None
-                if not waiting and not self._used(conn, endpoint, remote_id):
+                if not waiting and not self._taken(conn, endpoint, remote_id):
                     self._join(conn, endpoint, remote_id, remote, now)
 
     @staticmethod
@@ -276,6 +277,12 @@ class KernelPathManager(PathManager):
     def _used(self, conn: PathConnection, endpoint: Endpoint, remote_id: int = 0) -> bool:
         ip = endpoint.ip
         return any(s.local.ip == ip and s.remote_id == remote_id for s in conn.path_subflows)
+
+    def _taken(self, conn: PathConnection, endpoint: Endpoint, remote_id: int) -> bool:
+        # As in the kernel, an endpoint without ``fullmesh`` is the source of one subflow.
+        if endpoint.fullmesh:
+            return self._used(conn, endpoint, remote_id)
+        return any(subflow.local.ip == endpoint.ip for subflow in conn.path_subflows)
 
     @staticmethod
     def _is_initial(conn: PathConnection, endpoint: Endpoint) -> bool:

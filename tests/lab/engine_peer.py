@@ -46,8 +46,11 @@ def pattern(length: int) -> bytes:
 class Peer:
     """Sends a pattern on each connection and digests what comes back."""
 
-    def __init__(self, stack: Stack, size: int, connections: int, done: asyncio.Event) -> None:
+    def __init__(
+        self, stack: Stack, size: int, connections: int, done: asyncio.Event, hold: bool
+    ) -> None:
         self.stack = stack
+        self.hold = hold
         self.data = memoryview(pattern(size))
         self.left = connections
         self.done = done
@@ -88,7 +91,7 @@ class Peer:
             chunk = self.data[start : start + room]
             stream.send(chunk)
             state["sent"] = start + len(chunk)
-        if not state.get("finished"):
+        if not (self.hold or state.get("finished")):
             state["finished"] = True
             stream.shutdown_write()
 
@@ -128,16 +131,22 @@ async def serve(arguments: argparse.Namespace) -> int:
     stack = Stack(
         random.SystemRandom(),
         TcpConfig(),
-        MptcpConfig(checksum_enabled=arguments.checksum, subflows=8, add_addr_accepted=8),
+        MptcpConfig(
+            checksum_enabled=arguments.checksum,
+            subflows=arguments.limits[0],
+            add_addr_accepted=arguments.limits[1],
+        ),
     )
     locals_ = [parse_ip(text) for text in arguments.local]
     stack.local_addresses = [
         Endpoint(ip, index + 1, uplink=f"u{index}", subflow=arguments.command == "connect")
         for index, ip in enumerate(locals_)
     ]
+    if arguments.endpoint is not None:
+        stack.local_addresses = [_endpoint(*words) for words in enumerate(arguments.endpoint, 1)]
     stack.path_manager = path_manager_factory("kernel")
     done = asyncio.Event()
-    peer = Peer(stack, arguments.send, arguments.connections, done)
+    peer = Peer(stack, arguments.send, arguments.connections, done, arguments.hold)
     runtime = Runtime(loop, device, stack)
     runtime.start(peer)
     print("ready", flush=True)
@@ -160,6 +169,13 @@ async def serve(arguments: argparse.Namespace) -> int:
         device.close()
 
 
+def _endpoint(number: int, text: str) -> Endpoint:
+    """``10.91.2.2`` or ``10.91.2.2=subflow,backup``."""
+    address, _, flags = text.partition("=")
+    names = [flag for flag in flags.split(",") if flag]
+    return Endpoint(parse_ip(address), number, **dict.fromkeys(names, True))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=("connect", "listen"))
@@ -171,6 +187,11 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=60.0)
     parser.add_argument("--checksum", action="store_true")
+    parser.add_argument(
+        "--limits", type=int, nargs=2, default=(8, 8), metavar=("SUBFLOWS", "ACCEPTED")
+    )
+    parser.add_argument("--endpoint", action="append", help="instead of one for each --local")
+    parser.add_argument("--hold", action="store_true", help="do not finish after sending")
     parser.add_argument("--no-offload", action="store_true")
     return uvloop.run(serve(parser.parse_args()))
 

@@ -165,3 +165,21 @@ def test_forbidden_port_is_refused(lab: Topology, home: Boxes) -> None:
         with pytest.raises(OSError):  # noqa: PT011
             lab.client.connect(SERVER4, 25, timeout=15)
         assert server.peers == []
+
+
+def test_urgent_data_arrives_in_its_place(lab: Topology, home: Boxes) -> None:
+    # RFC 6093 §4: delivered in line; that it is urgent is not passed on.
+    def read_in_line(sock: socket.socket) -> bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        return read_all(sock)
+
+    with (
+        serving(lab.server, read_in_line) as server,
+        lab.client.connect(SERVER4, server.port) as sock,
+    ):
+        sock.sendall(b"before ")
+        sock.send(b"urgent!", socket.MSG_OOB)
+        sock.sendall(b" after")
+        sock.shutdown(socket.SHUT_WR)
+        wait_for(lambda: server.results, "the server heard the end")
+        assert server.results == [b"before urgent! after"]

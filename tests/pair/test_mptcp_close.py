@@ -339,7 +339,7 @@ def test_data_sequence_numbers_wrap_at_32_bits(ack64: bool, monkeypatch: Any) ->
     from proxy.mptcp import keys
 
     drawn = iter([keys.derive(key_with_idsn(20, 1)), keys.derive(key_with_idsn(20, 2))])
-    monkeypatch.setattr(keys, "generate", lambda rng, tokens: next(drawn))
+    monkeypatch.setattr(keys, "generate", lambda rng, tokens, share: next(drawn))
     pair = MptcpPair(paths, App(payload(3 * MB, 1)), App(payload(3 * MB, 2)))
     if not ack64:
 

@@ -18,7 +18,7 @@ TEXT = (ROOT / "docs" / "conformance.md").read_text()
 GROUPS = (
     ("OPT", 5), ("KEY", 6), ("CAP", 12), ("JOIN", 11), ("DSS", 13), ("WND", 7), ("FIN", 8),
     ("RTX", 4), ("ADDR", 7), ("FB", 16), ("FC", 2), ("RST", 2), ("SPC", 3), ("TFO", 4), ("SEC", 7),
-    ("HEU", 8), ("CC", 3), ("CV", 16),
+    ("HEU", 8), ("CC", 3), ("TCP", 20), ("CV", 16),
 )  # fmt: skip
 SYSCTLS = (
     "enabled", "add_addr_timeout", "allow_join_initial_addr_port", "available_path_managers",
