@@ -1,4 +1,4 @@
-"""The segment fast path: parse, build, checksums, DSS, GSO split and GRO merge.
+"""The segment fast path: parse, build, checksums, DSS, GSO split, GRO merge, device batches.
 
 ``_seg_py`` is its twin in Python and says what each function does; both obey the same tests.
 Every length is checked here before memory is touched: the build has no bounds checks, and the
@@ -9,7 +9,10 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromObject
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.ref cimport PyObject, Py_XDECREF
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
@@ -20,6 +23,15 @@ cdef extern from "arpa/inet.h" nogil:
     uint16_t ntohs(uint16_t value)
     uint32_t htonl(uint32_t value)
     uint32_t ntohl(uint32_t value)
+
+cdef extern from "sys/uio.h" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    Py_ssize_t writev(int fd, const iovec *vector, int count)
+
+cdef extern from "unistd.h" nogil:
+    Py_ssize_t read(int fd, void *buffer, size_t size)
 
 DEF_FLAGS = (1, 2, 4, 8, 16, 32, 64, 128)
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = DEF_FLAGS
@@ -154,3 +166,4 @@ cdef void clear(Segment seg):
 include "_seg_parse.pxi"
 include "_seg_build.pxi"
 include "_seg_offload.pxi"
+include "_seg_device.pxi"

@@ -28,6 +28,7 @@ from proxy._seg_py_codec import (
     parse,
     timestamps_option,
 )
+from proxy._seg_py_device import read_packets, write_packets
 from proxy._seg_py_offload import finish_checksum, gro_merge, gso_split
 
 __all__ = [
@@ -54,5 +55,7 @@ __all__ = [
     "gro_merge",
     "gso_split",
     "parse",
+    "read_packets",
     "timestamps_option",
+    "write_packets",
 ]

@@ -37,7 +37,9 @@ if TYPE_CHECKING or not PURE:
             gro_merge,
             gso_split,
             parse,
+            read_packets,
             timestamps_option,
+            write_packets,
         )
     except ImportError as error:
         raise ImportError(
@@ -69,7 +71,9 @@ else:
         gro_merge,
         gso_split,
         parse,
+        read_packets,
         timestamps_option,
+        write_packets,
     )
 
 __all__ = [
@@ -97,5 +101,7 @@ __all__ = [
     "gro_merge",
     "gso_split",
     "parse",
+    "read_packets",
     "timestamps_option",
+    "write_packets",
 ]

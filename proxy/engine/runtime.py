@@ -12,14 +12,16 @@ from proxy.engine.runtime_socket import Dial, KernelStream
 from proxy.engine.stack import Application, Stack
 from proxy.errors import DeviceError
 from proxy.relay.flow import ByteStream
+from proxy.seg import gro_merge
 from proxy.tcp.events import Event
 from proxy.tcp.host import Packet
 from proxy.wire.address import Address
 
 log = logging.getLogger(__name__)
 
-# Packets taken from the device before what they caused is written: enough to coalesce
-# acknowledgements, few enough that no connection waits long.
+# Packets taken from the device before what they caused is written: enough to join those of one
+# conversation (where MTU-sized ones come singly) and to coalesce acknowledgements, few enough
+# that no connection waits long.
 _BATCH = 64
 # The loop's clock counts milliseconds, so an earlier wake-up would only spin until the deadline.
 _MIN_DELAY = 0.001
@@ -28,8 +30,8 @@ _MIN_DELAY = 0.001
 class Device(Protocol):
     """What the runtime needs of a device (``tun.device.TunDevice`` or a wrapper of it)."""
 
-    def read(self) -> bytes | None: ...
-    def write(self, packet: Packet) -> bool: ...
+    def read_batch(self, limit: int) -> list[bytes]: ...
+    def write_batch(self, packets: list[Packet]) -> None: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
@@ -104,7 +106,6 @@ class Runtime:
     def _run_turn(self) -> None:
         stack = self.stack
         relay = self.relay
-        write = self.device.write
         now = time.monotonic()
         while True:
             self._turn_again = False
@@ -112,8 +113,8 @@ class Runtime:
                 if relay is not None:
                     relay.on_event(event[0], event[1], now)
             packets = stack.poll_transmit(now)
-            for packet in packets:
-                write(packet)
+            if packets:
+                self.device.write_batch(packets)
             if self._unflushed:
                 streams, self._unflushed[:] = self._unflushed[:], []
                 for stream in streams:
@@ -151,23 +152,22 @@ class Runtime:
         self.turn()
 
     def _on_readable(self) -> None:
-        read = self.device.read
         receive = self.stack.receive
         now = time.monotonic()
         try:
-            for _ in range(_BATCH):
-                packet = read()
-                if packet is None:
-                    break
-                try:
-                    receive(packet, now)
-                except Exception:
-                    self._internal_error()
+            packets = self.device.read_batch(_BATCH)
         except DeviceError as error:
             self.loop.remove_reader(self.device.fileno())
             if not self.failed.done():
                 self.failed.set_exception(error)
             return
+        if len(packets) > 1:
+            packets = gro_merge(packets)
+        for packet in packets:
+            try:
+                receive(packet, now)
+            except Exception:
+                self._internal_error()
         self.turn()
 
     def _on_socket_event(self, stream: KernelStream, kind: Event) -> None:

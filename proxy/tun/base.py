@@ -7,7 +7,15 @@ from typing import Protocol
 from proxy.errors import CodecError
 from proxy.seg import gso_split
 
-__all__ = ["HEADER_LENGTH", "MAX_PACKET", "NO_OFFLOAD", "Device", "DeviceCounters", "complete"]
+__all__ = [
+    "HEADER_LENGTH",
+    "MAX_PACKET",
+    "NO_OFFLOAD",
+    "Device",
+    "DeviceCounters",
+    "OneByOne",
+    "complete",
+]
 
 HEADER_LENGTH = 10
 """Octets of the virtio_net_hdr before every packet (linux/virtio_net.h, without num_buffers)."""
@@ -75,14 +83,49 @@ class Device(Protocol):
     def read(self) -> bytes | None:
         """The next packet, or None when there is none now."""
 
+    def read_batch(self, limit: int) -> list[bytes]:
+        """The next packets, ``limit`` at most; an empty list when there is none now."""
+
     def write(self, packet: list[bytes | memoryview]) -> bool:
         """Send one packet, given as an iovec. False: it was dropped, and counted."""
+
+    def write_batch(self, packets: list[list[bytes | memoryview]]) -> None:
+        """Send packets in order; what is dropped is counted."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when ``read`` has something to give."""
 
     def close(self) -> None:
         """Give up the device. Idempotent."""
+
+
+class OneByOne:
+    """Batches for a device that does something with each packet."""
+
+    __slots__ = ()
+
+    def read(self) -> bytes | None:
+        """The next packet, or None when there is none now."""
+        raise NotImplementedError
+
+    def write(self, packet: list[bytes | memoryview]) -> bool:
+        """Send one packet, given as an iovec. False: it was dropped, and counted."""
+        raise NotImplementedError
+
+    def read_batch(self, limit: int) -> list[bytes]:
+        """The next packets, ``limit`` at most; an empty list when there is none now."""
+        packets: list[bytes] = []
+        while len(packets) < limit:
+            packet = self.read()
+            if packet is None:
+                break
+            packets.append(packet)
+        return packets
+
+    def write_batch(self, packets: list[list[bytes | memoryview]]) -> None:
+        """Send packets in order; what is dropped is counted."""
+        for packet in packets:
+            self.write(packet)
 
 
 def complete(packet: bytes) -> list[bytes]:

@@ -12,6 +12,7 @@ import pytun
 
 from proxy.errors import DeviceError
 from proxy.net.netlink import outside_loop, session
+from proxy.seg import read_packets, write_packets
 from proxy.tun.base import HEADER_LENGTH, MAX_PACKET, DeviceCounters, complete
 
 __all__ = ["TunDevice"]
@@ -121,6 +122,41 @@ class TunDevice:
         counters.read_packets += 1
         counters.read_bytes += len(packet)
         return packet
+
+    def read_batch(self, limit: int) -> list[bytes]:
+        """The next packets, ``limit`` at most; an empty list when there is none now.
+
+        Raises DeviceError when the interface is gone.
+        """
+        try:
+            packets = read_packets(self._fd, limit)
+        except OSError as error:
+            self._check_alive(error)
+            return []
+        counters = self.counters
+        counters.read_packets += len(packets)
+        counters.read_bytes += sum(map(len, packets))
+        return packets
+
+    def write_batch(self, packets: list[list[bytes | memoryview]]) -> None:
+        """Send packets in order, each given as an iovec; what is dropped is counted.
+
+        Raises DeviceError when the interface is gone.
+        """
+        if not self.offload:
+            for packet in packets:
+                self._write_plain(packet)
+            return
+        counters = self.counters
+        done = 0
+        while done < len(packets):
+            count, size, code = write_packets(self._fd, packets, done)
+            counters.written_packets += count
+            counters.written_bytes += size
+            done += count
+            if code:
+                self._refused(OSError(code, os.strerror(code)))
+                done += 1
 
     def write(self, packet: list[bytes | memoryview]) -> bool:
         """Send one packet, given as an iovec. False: it was dropped, and counted.

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from proxy.tun.base import HEADER_LENGTH, NO_OFFLOAD, complete
+from proxy.tun.base import HEADER_LENGTH, NO_OFFLOAD, OneByOne, complete
 
 if TYPE_CHECKING:
     from proxy.tun.base import Device, DeviceCounters
@@ -87,7 +87,7 @@ class _Lane:
         return segments
 
 
-class FaultDevice:
+class FaultDevice(OneByOne):
     """Applies ``inbound`` faults to what is read and ``outbound`` faults to what is written.
 
     The same ``seed`` and traffic give the same faults. ``split`` makes a super-segment suffer

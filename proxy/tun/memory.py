@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections import deque
 
-from proxy.tun.base import HEADER_LENGTH, DeviceCounters, complete
+from proxy.tun.base import HEADER_LENGTH, DeviceCounters, OneByOne, complete
 
 __all__ = ["MemoryDevice", "memory_pair"]
 
 
-class MemoryDevice:
+class MemoryDevice(OneByOne):
     """One end of a pair; make it with ``memory_pair``.
 
     Each packet is copied once, as the kernel would. Where either end has no offload, super-segments

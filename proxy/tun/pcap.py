@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
-from proxy.tun.base import HEADER_LENGTH, complete
+from proxy.tun.base import HEADER_LENGTH, OneByOne, complete
 
 if TYPE_CHECKING:
     from proxy.tun.base import Device, DeviceCounters
@@ -56,7 +56,7 @@ class PcapWriter:
         self._file.write(struct.pack("<I", kind) + length + body + length)
 
 
-class PcapDevice:
+class PcapDevice(OneByOne):
     """Passes everything on and records it, read packets as inbound, written ones as outbound.
 
     With ``split`` (the default) super-segments are recorded as the segments that a wire would

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2] / "proxy"
 LAYERS = (
     ("errors", "toml_table", "secret_file"),
     ("config",),
-    ("_seg", "_seg_py", "_seg_py_codec", "_seg_py_offload", "seg", "wire"),
+    ("_seg", "_seg_py", "_seg_py_codec", "_seg_py_device", "_seg_py_offload", "seg", "wire"),
     ("cc", "convert"),
     ("tcp",),
     ("sched", "pm", "mptcp"),
@@ -48,8 +48,9 @@ OUTSIDE = {
     "selectors",
 }
 EDGE = ("engine.runtime", "tun", "net", "control", "cli", "__main__", "config", "secret_file")
-# os.environ says which form of the fast path to load.
-EXCEPTIONS = {("seg", "os")}
+# os.environ says which form of the fast path to load; the twin of the device's batches is called
+# by the edge alone, with its descriptor.
+EXCEPTIONS = {("seg", "os"), ("_seg_py_device", "os")}
 
 
 def modules() -> list[str]:
