@@ -83,6 +83,11 @@ class Talk:
     error: BaseException | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
+    @staticmethod
+    def of(data: bytes) -> str:
+        """The digest of ``data``."""
+        return sha256(data).hexdigest()
+
     def wait(self, within: float = 60.0) -> Talk:
         """Waits for the end; raises what the end was if it was an error."""
         if not self.ended.wait(within):

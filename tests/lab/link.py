@@ -15,25 +15,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.lab.middlebox import NO_BOX, Middlebox
 from tests.lab.namespaces import LabError, Namespace
 
-SOURCE = Path(__file__).with_name("linkemu.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("linkemu.c", "middlebox.c", "middlebox.h")]
 BUILD = Path(__file__).resolve().parents[2] / "build" / "lab"
 
 
 def build_emulator() -> Path:
     """Compiles the emulator unless that was done for this source; returns its path."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in SOURCES)).hexdigest()[:16]
     binary = BUILD / f"linkemu-{digest}"
     if binary.exists():
         return binary
     BUILD.mkdir(parents=True, exist_ok=True)
     partial = BUILD / f"{binary.name}.{os.getpid()}.{threading.get_ident()}"
     done = subprocess.run(
-        [os.environ.get("CC", "cc"), "-O2", "-Wall", "-o", str(partial), str(SOURCE)],
+        [
+            os.environ.get("CC", "cc"), "-O2", "-Wall", "-o", str(partial),
+            *(str(file) for file in SOURCES if file.suffix == ".c"),
+        ],
         capture_output=True,
         text=True,
-    )
+    )  # fmt: skip
     if done.returncode:
         raise LabError(f"the link emulator does not compile:\n{done.stderr}")
     partial.rename(binary)
@@ -46,8 +50,9 @@ class Shape:
 
     ``rate`` in bits of IP packets a second (0: unlimited); ``delay`` and ``jitter`` in seconds, one
     way; ``loss`` as a probability; ``queue`` in bytes (0: unlimited), drop-tail; ``queue_packets``
-    likewise; ``max_packet``: larger IP packets vanish without an ICMP error (0: any passes);
-    ``no_syn_data``: SYNs with payload vanish, as some middleboxes have it.
+    likewise; ``max_packet``: larger IP packets vanish (0: any passes), with ``icmp`` their sender
+    is told; ``no_syn_data``: SYNs with payload vanish, as some middleboxes have it; ``box``: what
+    else a middlebox does.
     """
 
     rate: float = 0.0
@@ -58,17 +63,27 @@ class Shape:
     queue_packets: int = 0
     max_packet: int = 0
     reorder: bool = False
+    icmp: bool = False
     no_syn_data: bool = False
     seed: int = 1
+    box: Middlebox = NO_BOX
 
-    def words(self) -> str:
-        """The shape in the emulator's command language."""
-        return (
-            f"rate={round(self.rate)} delay={round(self.delay * 1e9)} "
-            f"jitter={round(self.jitter * 1e9)} loss={self.loss:.9f} queue_bytes={self.queue} "
-            f"queue_packets={self.queue_packets} mtu={self.max_packet} "
-            f"reorder={int(self.reorder)} no_syn_data={int(self.no_syn_data)} seed={self.seed}"
-        )
+    def words(self) -> dict[str, str]:
+        """Keys and values in the emulator's command language."""
+        return {
+            "rate": f"{round(self.rate)}",
+            "delay": f"{round(self.delay * 1e9)}",
+            "jitter": f"{round(self.jitter * 1e9)}",
+            "loss": f"{self.loss:.9f}",
+            "queue_bytes": f"{self.queue}",
+            "queue_packets": f"{self.queue_packets}",
+            "mtu": f"{self.max_packet}",
+            "icmp": f"{int(self.icmp)}",
+            "reorder": f"{int(self.reorder)}",
+            "no_syn_data": f"{int(self.no_syn_data)}",
+            "seed": f"{self.seed}",
+            **self.box.words(),
+        }
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,7 @@ class Link:
                 with namespace.entered():
                     _set_gro(namespace, name)
             namespace.run("ip", "link", "set", name, "up")
+        self._words = {"ab": Shape(seed=0).words(), "ba": Shape(seed=0).words()}
         self.shape(up=spec.up, down=spec.down)
 
     def _answer(self) -> str:
@@ -163,11 +179,18 @@ class Link:
     def shape(self, *, up: Shape | None = None, down: Shape | None = None) -> None:
         """Changes the link at run time; what is under way keeps its time of arrival."""
         if up is not None:
-            self._ask(f"set ab {up.words()}")
+            self._set("ab", up)
             self.spec = replace(self.spec, up=up)
         if down is not None:
-            self._ask(f"set ba {down.words()}")
+            self._set("ba", down)
             self.spec = replace(self.spec, down=down)
+
+    def _set(self, direction: str, shape: Shape) -> None:
+        # A seed begins its row anew even if it is the same, counts only if their key changes.
+        words, before = shape.words(), self._words[direction]
+        self._words[direction] = words
+        changed = [f"{k}={v}" for k, v in words.items() if v != before[k] or k == "seed"]
+        self._ask(f"set {direction} {' '.join(changed)}")
 
     def set(self, **changes: Any) -> None:
         """Changes fields of both directions' ``Shape``, for example ``set(rate=10e6)``."""
@@ -180,6 +203,10 @@ class Link:
     def restore(self, direction: str = "both") -> None:
         """The end of ``cut``."""
         self._ask(f"restore {_DIRECTIONS[direction]}")
+
+    def reset(self, direction: str = "both") -> None:
+        """A RST that will be believed goes into every flow a middlebox has seen, that way."""
+        self._ask(f"rst {_DIRECTIONS[direction]}")
 
     def statistics(self, *, reset: bool = False) -> dict[str, dict[str, Any]]:
         """Counters of the directions ``up`` and ``down``."""

@@ -12,9 +12,12 @@
  *   set ab|ba|both KEY=VALUE...   rate (bit/s, 0 = unlimited), delay, jitter (ns), loss (0..1),
  *                                 queue_bytes, queue_packets (0 = unlimited), mtu (larger ones
  *                                 vanish, 0 = any), reorder (0|1: jitter may reorder), seed,
- *                                 no_syn_data (1: a middlebox that drops SYNs with payload)
+ *                                 icmp (1: and their sender is told),
+ *                                 no_syn_data (1: a middlebox that drops SYNs with payload),
+ *                                 and the keys of middlebox.c
  *   cut ab|ba|both                black hole: what is under way and what comes is lost
  *   restore ab|ba|both
+ *   rst ab|ba|both                a RST into each flow, behind what is under way
  *   stats [reset]                 one JSON object
  */
 #define _GNU_SOURCE
@@ -37,6 +40,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "middlebox.h"
+
 #define READ_BATCH 64
 #define NEVER INT64_MAX
 /* Wake for the first packet that is due and deliver with it what is due within this span (as a
@@ -49,7 +54,7 @@
 struct packet {
     struct packet *next, *prev;
     int64_t due;
-    uint32_t len;
+    uint32_t len, room;
     uint8_t data[];
 };
 
@@ -63,7 +68,7 @@ struct direction {
     uint64_t rate, queue_bytes_max, queue_packets_max, mtu;
     int64_t delay, jitter;
     double loss;
-    bool reorder, cut, no_syn_data;
+    bool reorder, cut, no_syn_data, icmp;
     uint64_t random;
     /* state */
     struct list queue, wire;
@@ -77,6 +82,9 @@ struct direction {
     int64_t busy_ns, first_in, last_out, late_max, late_sum;
     uint64_t late[LATE_BUCKETS];
 };
+
+/* ab and ba */
+static struct direction both[2];
 
 static const int64_t late_limits[LATE_BUCKETS - 1] = {50000,   100000,  200000,
                                                       500000, 1000000, 2000000};
@@ -196,34 +204,33 @@ static void send_queued(struct direction *d, int64_t now)
     }
 }
 
-/* A TCP SYN with payload, over IPv4 or over IPv6 without extension headers. */
-static bool is_syn_with_data(const uint8_t *data, uint32_t len)
+static struct packet *new_packet(const uint8_t *data, uint32_t len, uint32_t more)
 {
-    uint32_t header = data[0] >> 4 == 4 ? (data[0] & 15u) * 4 : 40;
-    uint8_t protocol = data[0] >> 4 == 4 ? data[9] : data[6];
-    if (len < header + 20 || protocol != 6 || !(data[header + 13] & 2))
+    struct packet *p = malloc(sizeof(*p) + len + more);
+    if (!p)
+        die("malloc");
+    p->len = len;
+    p->room = len + more;
+    memcpy(p->data, data, len);
+    return p;
+}
+
+/* A segment joins the one before it, which must wait: the head's transmission has begun. */
+static bool join_queued(struct direction *d, const uint8_t *data, uint32_t len)
+{
+    struct packet *tail = d->queue.tail;
+    uint32_t before = tail ? tail->len : 0;
+    if (!tail || tail == d->queue.head ||
+        !box_join((int)(d - both), tail->data, &tail->len, tail->room, data, len))
         return false;
-    return len > header + (data[header + 12] >> 4) * 4;
+    d->queue_bytes += tail->len - before;
+    return true;
 }
 
 static void enqueue(struct direction *d, const uint8_t *data, uint32_t len, int64_t now)
 {
-    if (!d->first_in)
-        d->first_in = now;
-    d->packets_in++;
-    d->bytes_in += len;
-    if (d->cut) {
-        d->lost_cut++;
+    if (join_queued(d, data, len))
         return;
-    }
-    if (d->mtu && len > d->mtu) {
-        d->lost_mtu++;
-        return;
-    }
-    if (d->no_syn_data && is_syn_with_data(data, len)) {
-        d->lost_syn++;
-        return;
-    }
     /* A packet always fits into an empty queue, however short that is. */
     if (d->queue_packets &&
         ((d->queue_bytes_max && d->queue_bytes + len > d->queue_bytes_max) ||
@@ -231,11 +238,7 @@ static void enqueue(struct direction *d, const uint8_t *data, uint32_t len, int6
         d->lost_queue++;
         return;
     }
-    struct packet *p = malloc(sizeof(*p) + len);
-    if (!p)
-        die("malloc");
-    p->len = len;
-    memcpy(p->data, data, len);
+    struct packet *p = new_packet(data, len, box_join_room((int)(d - both)));
     if (!d->queue.head)
         d->sent_at = now + send_time(d, p);
     append(&d->queue, p);
@@ -245,16 +248,51 @@ static void enqueue(struct direction *d, const uint8_t *data, uint32_t len, int6
         d->queue_bytes_peak = d->queue_bytes;
 }
 
+/* What the middlebox lets through, or makes. */
+static void emit(int direction, uint8_t *data, uint32_t len)
+{
+    struct direction *d = &both[direction];
+    int64_t now = now_ns();
+    if (!d->mtu || len <= d->mtu) {
+        send_queued(d, now);
+        enqueue(d, data, len, now);
+        return;
+    }
+    d->lost_mtu++;
+    if (d->icmp) {
+        uint8_t error[640];
+        struct direction *back = &both[!direction];
+        send_queued(back, now);
+        enqueue(back, error, box_too_big(data, len, (uint32_t)d->mtu, error), now);
+        box_statistics[!direction].made++;
+    }
+}
+
+static void admit(struct direction *d, uint8_t *data, uint32_t len, int64_t now)
+{
+    if (!d->first_in)
+        d->first_in = now;
+    d->packets_in++;
+    d->bytes_in += len;
+    if (d->cut)
+        d->lost_cut++;
+    else if (d->no_syn_data && box_is_syn_with_data(data, len))
+        d->lost_syn++;
+    else if (box_idle())
+        emit((int)(d - both), data, len);
+    else
+        box_pass((int)(d - both), data, len, emit);
+}
+
 static void receive(struct direction *d)
 {
-    static uint8_t buffer[65536 + 64];
+    static uint8_t buffer[MAX_PACKET];
     int64_t now = now_ns();
     for (int i = 0; i < READ_BATCH; i++) {
         ssize_t len = read(d->in_fd, buffer, sizeof(buffer));
         if (len <= 0)
             return; /* nothing more, or the interface is down */
-        send_queued(d, now);
-        enqueue(d, buffer, (uint32_t)len, now);
+        admit(d, buffer, (uint32_t)len, now);
     }
 }
 
@@ -336,12 +374,14 @@ static bool set_key(struct direction *d, const char *key, const char *value)
         d->mtu = strtoull(value, NULL, 10);
     else if (!strcmp(key, "reorder"))
         d->reorder = atoi(value) != 0;
+    else if (!strcmp(key, "icmp"))
+        d->icmp = atoi(value) != 0;
     else if (!strcmp(key, "no_syn_data"))
         d->no_syn_data = atoi(value) != 0;
     else if (!strcmp(key, "seed"))
         d->random = strtoull(value, NULL, 10) * 2 + 1;
     else
-        return false;
+        return box_set((int)(d - both), key, value);
     return true;
 }
 
@@ -349,6 +389,7 @@ static void reset_statistics(struct direction *d)
 {
     size_t from = offsetof(struct direction, packets_in);
     memset((uint8_t *)d + from, 0, sizeof(*d) - from);
+    memset(&box_statistics[d - both], 0, sizeof(box_statistics[0]));
 }
 
 static void print_statistics(const struct direction *d, const char *name)
@@ -360,6 +401,10 @@ static void print_statistics(const struct direction *d, const char *name)
     printf(",\"lost_queue\":%" PRIu64 ",\"lost_random\":%" PRIu64 ",\"lost_cut\":%" PRIu64
            ",\"lost_mtu\":%" PRIu64 ",\"lost_syn\":%" PRIu64 ",\"lost_write\":%" PRIu64,
            d->lost_queue, d->lost_random, d->lost_cut, d->lost_mtu, d->lost_syn, d->lost_write);
+    const struct box_statistics *box = &box_statistics[d - both];
+    printf(",\"lost_box\":%" PRIu64 ",\"changed\":%" PRIu64 ",\"made\":%" PRIu64
+           ",\"joined\":%" PRIu64,
+           box->dropped, box->changed, box->made, box->joined);
     printf(",\"busy_bytes\":%" PRIu64 ",\"busy_ns\":%" PRId64 ",\"first_in\":%" PRId64
            ",\"last_out\":%" PRId64 ",\"late_max_ns\":%" PRId64 ",\"late_sum_ns\":%" PRId64
            ",\"late\":[",
@@ -369,7 +414,7 @@ static void print_statistics(const struct direction *d, const char *name)
     printf("]}");
 }
 
-static void command(char *line, struct direction *both)
+static void command(char *line)
 {
     char *save = NULL, *verb = strtok_r(line, " \n", &save), *which, *word;
     struct direction *from = both, *to = both + 2;
@@ -404,6 +449,9 @@ static void command(char *line, struct direction *both)
             if (d->cut)
                 purge(d);
         }
+    } else if (!strcmp(verb, "rst")) {
+        for (struct direction *d = from; d < to; d++)
+            box_reset_flows((int)(d - both), emit);
     } else if (!strcmp(verb, "set")) {
         while ((word = strtok_r(NULL, " \n", &save))) {
             char *value = strchr(word, '=');
@@ -414,7 +462,7 @@ static void command(char *line, struct direction *both)
             *value++ = 0;
             for (struct direction *d = from; d < to; d++)
                 if (!set_key(d, word, value)) {
-                    printf("error %s: unknown key\n", word);
+                    printf("error %s: unknown key or value\n", word);
                     return;
                 }
         }
@@ -426,7 +474,7 @@ static void command(char *line, struct direction *both)
 }
 
 /* Returns false at the end of stdin. */
-static bool read_commands(struct direction *both)
+static bool read_commands(void)
 {
     static char buffer[4096];
     static size_t filled;
@@ -438,7 +486,7 @@ static bool read_commands(struct direction *both)
     buffer[filled] = 0;
     while ((newline = strchr(buffer, '\n'))) {
         *newline = 0;
-        command(buffer, both);
+        command(buffer);
         filled -= (size_t)(newline + 1 - buffer);
         memmove(buffer, newline + 1, filled + 1);
     }
@@ -448,7 +496,6 @@ static bool read_commands(struct direction *both)
 
 int main(int argc, char **argv)
 {
-    static struct direction both[2];
     struct sched_param priority = {.sched_priority = 1};
     bool gro = argc == 6 && !strcmp(argv[5], "gro");
     if (argc != 5 && !gro) {
@@ -492,7 +539,7 @@ int main(int argc, char **argv)
         if (ppoll(fds, 3, &wait, NULL) < 0 && errno != EINTR)
             die("ppoll");
         woken = now_ns();
-        if (fds[0].revents && !read_commands(both))
+        if (fds[0].revents && !read_commands())
             return 0;
         if (fds[1].revents & POLLIN)
             receive(&both[0]);

@@ -175,7 +175,7 @@ class Namespace:
         return 0, 0
 
     def nstat(self) -> dict[str, int]:
-        """The kernel's MIB counters of this namespace: TcpExt, MPTcpExt, IpExt, Tcp, Ip, ..."""
+        """The kernel's MIB counters of this namespace: TcpExt, MPTcpExt, Tcp, Ip, Ip6, ..."""
         counters: dict[str, int] = {}
         with self.entered():
             for file in ("netstat", "snmp"):
@@ -185,6 +185,9 @@ class Namespace:
                     numbers = values.partition(":")[2].split()
                     for key, number in zip(rest.split(), numbers, strict=True):
                         counters[f"{group}{key}"] = int(number)
+            for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines():
+                name, number = line.split()
+                counters[name] = int(number)
         return counters
 
 
