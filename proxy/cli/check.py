@@ -108,6 +108,8 @@ def _describe_common(settings: config.ProxyConfig | config.GatewayConfig) -> lis
         f"{tun.prefix6}",
         f"  control socket {settings.control.socket}",
     ]
+    if settings.workers > 1:
+        lines.append(f"  {settings.workers} workers share the work")
     for name, values in (("tcp", settings.tcp), ("mptcp", settings.mptcp)):
         if values:
             pairs = ", ".join(f"{key} = {value}" for key, value in values.items())

@@ -86,6 +86,8 @@ def _title(status: Mapping[str, Any]) -> str:
         words.append(f"to {_text(status, 'gateway')}")
     if "pid" in status:
         words.append(f"pid {_text(status, 'pid')}")
+    if "workers" in status:
+        words.append(f"{len(status['workers'])} workers")
     if "uptime" in status:
         words.append(f"up {human_time(status['uptime'])}")
     connections = status.get("connections") or []

@@ -131,6 +131,8 @@ class ControlServer:
         reader, writer = await asyncio.open_unix_connection(sock=connected, limit=MAX_LINE)
         try:
             await self._serve(reader, writer, patient=True)
+        except OSError:
+            pass  # it went away
         finally:
             writer.close()
 

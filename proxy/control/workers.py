@@ -19,7 +19,7 @@ from proxy.relay.flow import worker_of
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT = 15.0  # seconds for an answer; a worker that has just been started has to load itself
+_TIMEOUT = 5.0  # seconds for an answer
 _MAX_REPLY = 256 * 1024 * 1024
 # What changes all workers alike; the other commands concern one connection, or ask.
 _CHANGES = ("add-addr", "del-addr", "flush-addrs", "set-limits", "set-flags")
@@ -59,7 +59,7 @@ class WorkerLink:
         if self._writer is not None:
             self._writer.close()
 
-    async def request(self, fields: Request) -> Any:
+    async def request(self, fields: Request, timeout: float = _TIMEOUT) -> Any:
         """The result of a request, which is its ``command`` and the rest.
 
         CommandError if the worker refuses, WorkerError if it cannot answer.
@@ -72,7 +72,7 @@ class WorkerLink:
         self._replies[number] = reply
         line = json.dumps({**fields, "id": number}, separators=(",", ":"))
         try:
-            async with asyncio.timeout(_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 self._writer.write(line.encode() + b"\n")
                 await self._writer.drain()
                 return _result(self.index, await reply)
@@ -91,6 +91,8 @@ class WorkerLink:
                 reply = self._replies.get(message["id"])
                 if reply is not None and not reply.done():
                     reply.set_result(message)
+        except ConnectionError:
+            pass  # it ended
         except (OSError, ValueError) as error:
             log.warning("worker %d: %s", self.index, error)
         finally:
@@ -194,6 +196,7 @@ class WorkerCommands:
 
     def ended(self, index: int) -> None:
         """What a worker counted that has ended stays in the sums, as far as it was ever asked."""
+        self.restarts += 1
         last = self._last.pop(index, None)
         if last is None:
             return
@@ -291,7 +294,7 @@ class WorkerCommands:
         found = []
         for link, answer in zip(links, answers, strict=True):
             if isinstance(answer, WorkerError):
-                log.warning("%s", answer)
+                log.debug("%s", answer)
             elif isinstance(answer, BaseException):
                 raise answer
             else:

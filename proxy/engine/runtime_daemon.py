@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import resource
 import signal
@@ -13,12 +12,11 @@ import uvloop
 from proxy.config import GatewayConfig, ProxyConfig
 from proxy.control import notify
 from proxy.control.server import ControlServer
-from proxy.engine.runtime import Device, Runtime
+from proxy.engine.runtime import Device, Runtime, settle_memory
 from proxy.engine.runtime_follow import Follower
 from proxy.engine.runtime_role import (
     HostState,
     HostWatch,
-    Setup,
     make_role,
     mptcp_settings,
     ready_line,
@@ -27,6 +25,8 @@ from proxy.engine.stack import Stack
 from proxy.net.setup import GatewaySetup, HostSetup
 from proxy.tcp.config import TcpConfig
 from proxy.tun.device import TunDevice
+
+Setup = HostSetup | GatewaySetup
 
 
 def run(config: ProxyConfig | GatewayConfig) -> int:
@@ -117,13 +117,6 @@ async def _supervise(
         await control.stop()
         await follower.stop()
         await supervisor.stop()
-
-
-def settle_memory() -> None:
-    """What exists now lives as long as the process: keep the collector off it."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 def _announce_ready(config: ProxyConfig | GatewayConfig, setup: Setup) -> None:

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proxy.config import MAX_UPLINKS, GatewayConfig, ProxyConfig
 from proxy.control.plane import ControlPlane
@@ -14,13 +14,15 @@ from proxy.control.status import gateway_status, proxy_status
 from proxy.engine.runtime import Runtime
 from proxy.mptcp.config import MptcpConfig
 from proxy.net.links import own_addresses
-from proxy.net.setup import GatewaySetup, HostSetup
 from proxy.net.uplinks import Uplink
 from proxy.relay.gateway import GatewayRelay
 from proxy.relay.lan import LanRelay
 from proxy.wire.address import Address
 
-Setup = HostSetup | GatewaySetup
+if TYPE_CHECKING:
+    from proxy.net.setup import GatewaySetup, HostSetup
+
+    Setup = HostSetup | GatewaySetup
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class HostState:
     @classmethod
     def of(cls, setup: Setup) -> HostState:
         """As ``setup`` found it last."""
+        from proxy.net.setup import HostSetup  # late: workers need none of it
+
         if isinstance(setup, HostSetup):
             return cls(setup.uplinks, tuple(setup.waits_for))
         return cls(own=own_addresses())

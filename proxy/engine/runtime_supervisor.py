@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _SHORT_LIFE = 5.0
 _LONGEST_PAUSE = 30.0
 _STOP_TIMEOUT = 5.0
+_START_TIMEOUT = 60.0  # to load the program, on a machine that has much else to do
 
 
 @dataclass(slots=True)
@@ -118,6 +119,7 @@ class Supervisor:
         link = place.link
         assert link is not None
         await link.connect(connected)
+        await link.request({"command": "worker-hello"}, _START_TIMEOUT)
         await self.commands.restore(link)
         if self.events.listening:
             await link.request({"command": "subscribe"})

@@ -24,9 +24,8 @@ from proxy.config import GatewayConfig, ProxyConfig
 from proxy.control.fields import Request
 from proxy.control.server import ControlServer
 from proxy.engine.handover import Handover
-from proxy.engine.runtime import Device, Runtime
+from proxy.engine.runtime import Device, Runtime, settle_memory
 from proxy.engine.runtime_channel import SocketChannel
-from proxy.engine.runtime_daemon import settle_memory
 from proxy.engine.runtime_role import HostState, make_role, mptcp_settings
 from proxy.engine.stack import Stack
 from proxy.errors import DeviceError
@@ -183,7 +182,12 @@ async def _serve(boot: Boot) -> int:
     def follow(request: Request) -> None:
         role.follow(decode(str(request["host"])))
 
-    commands = {**role.plane.commands(), "worker-open": open_, "worker-follow": follow}
+    commands = {
+        **role.plane.commands(),
+        "worker-hello": lambda request: None,
+        "worker-open": open_,
+        "worker-follow": follow,
+    }
     control = ControlServer(Path(), role.status, commands, role.plane.events)
     try:
         serving = asyncio.ensure_future(control.serve(socket.socket(fileno=boot.control)))

@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from proxy.errors import DeviceError
 
-__all__ = ["NetlinkError", "outside_loop", "session"]
+__all__ = ["outside_loop", "session"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,6 +19,10 @@ T = TypeVar("T")
 @contextmanager
 def session() -> Iterator[Any]:
     """An IPRoute socket in the network namespace of this thread."""
+    # Late: it takes longer to load than all of ours, and workers need none of it.
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         with IPRoute() as ipr:
             yield ipr

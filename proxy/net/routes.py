@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from proxy.errors import DeviceError
 from proxy.net.links import FAMILIES
-from proxy.net.netlink import NetlinkError
 
 __all__ = ["MARK", "PROTOCOL", "Route", "Rule", "Scope", "present", "reconcile"]
 

@@ -9,10 +9,12 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from proxy.errors import ConfigError, DeviceError
 from proxy.net import forwarding, nft
 from proxy.net.links import FAMILIES, Host, look
-from proxy.net.netlink import NetlinkError, outside_loop, session
+from proxy.net.netlink import outside_loop, session
 from proxy.net.nft import Forwarding, Listener
 from proxy.net.routes import MAIN, MARK, PROTOCOL, Route, Rule, Scope, reconcile
 from proxy.net.sysctl import STATE_DIRECTORY, StateFile, Sysctls, read_sysctl, write_sysctl

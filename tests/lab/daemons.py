@@ -30,7 +30,7 @@ PORT = 8803
 UPLINK_NAMES = ("fibre", "lte", "sat", "dsl")
 # LAB_WORKERS=2 runs every test with boxes of two workers.
 WORKERS = int(os.environ.get("LAB_WORKERS", "1"))
-READY_WITHIN = 15.0
+READY_WITHIN = 30.0
 STOP_WITHIN = 10.0
 
 

@@ -21,7 +21,7 @@ def first_cells(title: str) -> set[str]:
 
 
 def test_every_command_of_the_socket_is_documented_and_no_other() -> None:
-    commands = set(Plane().plane.commands()) | {"status", "subscribe"}
+    commands = set(Plane().plane.commands()) | {"status", "subscribe", "unsubscribe"}
     assert first_cells("## The protocol") == commands
 
 
