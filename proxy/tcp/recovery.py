@@ -71,6 +71,8 @@ class Recovery(PathMtu):
             advance or seg.sack or self.snd_wnd > window_before or self._lost_bytes
         ):
             self._wake()
+        elif self._loss_at < self._armed_at or self._reorder_at < self._armed_at:
+            self._arm(now)  # nothing to send, but a timer is due earlier now
         return True
 
     def _advance(self, ack: int, advance: int, ts_ecr: int, now: float) -> None:

@@ -70,3 +70,23 @@ def test_third_ack_again_echoes_the_repeated_syn_ack() -> None:
     script.ts_val += 1000
     script.inject("SA", seq=0, ack=1, options=script.syn_options())
     assert script.expect("A", seq=1, ack=1).ts_ecr == script.ts_val
+
+
+def test_timer_that_an_ack_moves_forward_is_armed_though_there_is_nothing_to_send() -> None:
+    script = Script.established(delayed_ack=0.0)
+    for at in (1, 101):
+        script.conn.send(b"x" * 100)
+        script.expect("A", seq=at)
+        script.now += 0.02
+        script.inject("A", seq=1, ack=at + 100)
+    script.conn.send(b"x" * 3000)
+    script.next()
+    script.sleep(0.06)
+    assert script.host.counters["TCPLossProbes"] == 1  # from now on the time-out is armed
+    script.conn.send(b"x" * 3000)
+    script._flush()
+    script.inject("A", seq=1, ack=3201, sack=((1741, 3201),))
+    due = script.conn.next_timeout()
+    armed = script.host.next_timeout()
+    assert due is not None and armed is not None
+    assert armed <= due < script.now + 0.1
