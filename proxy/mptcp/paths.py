@@ -254,6 +254,7 @@ class Paths(Receiving):
         if self.tx.fin_sent and not self.tx.fin_acked:
             subflow.fin_due = True
             subflow.request_ack()
+        self._watch_again(now)
         self.path_manager.on_subflow_established(self, subflow, now)
         self._relieve(subflow, now)
         self.host.wake(self)

@@ -377,6 +377,13 @@ class Sending(ConnectionCore):
         if at < before:
             self.arm()  # the back-off is over: what is armed is too late
 
+    def _watch_again(self, now: float) -> None:
+        """There was no subflow for a while, and the timer may have run off meanwhile."""
+        tx = self.tx
+        if self._rtx_at == INFINITE and (tx.una < tx.nxt or tx.fin_sent > tx.fin_acked):
+            self._backoff = 0
+            self._restart_rtx(now)
+
     def _on_rtx_timeout(self, now: float) -> None:
         """Nothing was DATA_ACKed for a while (RTX-02 b, FIN-02, WND-07)."""
         tx = self.tx
@@ -389,6 +396,10 @@ class Sending(ConnectionCore):
                 bare = self._backoff > 1 and subflow.acks_without_dss
                 if bare and self._stripped(subflow, now):
                     return
+                if self._backoff > 2:
+                    # A peer that has fallen back in silence sees an ACK and has no reason to
+                    # answer it; this one it must answer, and how it does tells.
+                    subflow.probe_window(now)
             self._offer_fin()
         elif tx.una < tx.nxt:
             self._rescue_head(now)

@@ -310,6 +310,11 @@ class Subflow(SubflowCore):
                 conn.remote_key, conn.local_key.key, self.remote_nonce, self.local_nonce
             )
             if keys.same(digest[: keys.JOIN_ACK_HMAC], option.hmac):
+                if conn.failing:
+                    # We wait for the answer to MP_FAIL, and a peer that knows of one subflow only
+                    # falls back. It cannot have sent anything here yet, and may come again.
+                    self.doom(REASON_UNSPECIFIED)
+                    return False
                 if not conn.may_join(now, self):
                     self.counters.add("MPTcpExtMPJoinRejected")
                     self.doom(3)

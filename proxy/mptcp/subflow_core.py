@@ -411,6 +411,7 @@ class SubflowCore(TcpConnection):
         window = (self._receive_window() + (1 << shift) - 1) >> shift << shift
         if window > 65535 << shift:
             window = 65535 << shift
+        self.conn.rx.promise(window)
         edge = (self.rcv_nxt + window) & MASK
         if (edge - self.rcv_right) & MASK < 0x80000000:
             self.rcv_right = edge

@@ -11,9 +11,16 @@ from proxy.seg import DSS_ACK, DSS_FIN
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
 from proxy.wire.address import Address
-from proxy.wire.mptcp_options import MpCapable, MpFail, MpFastclose, MpTcprst
+from proxy.wire.mptcp_options import (
+    MpCapable,
+    MpFail,
+    MpFastclose,
+    MpJoinAck,
+    MpJoinSynAck,
+    MpTcprst,
+)
 from proxy.wire.tcp_options import sack_option
-from tests.script.mptcp_harness import SECOND, TCP, MptcpScript, config, has_option
+from tests.script.mptcp_harness import SECOND, TCP, MptcpScript, config, has_option, option_of
 
 THIRD = Address(SECOND.ip, SECOND.port + 1)
 
@@ -320,3 +327,68 @@ def test_a_join_that_the_peer_does_not_know_ends_a_connection_without_paths() ->
     script.first.inject("R")
     leg.inject("RA", options=MpTcprst(1).build())
     assert script.conn.state is State.CLOSED
+
+
+def test_a_data_fin_without_any_answer_asks_whether_the_peer_still_speaks_mptcp() -> None:
+    script = MptcpScript.client(mptcp=config())
+    first = script.first
+    script.conn.shutdown_write()
+    assert first.last().dss_flags & DSS_FIN
+    end = first.ack
+    script.sleep(4.0)  # the peer has fallen back and sees ACKs without options
+    probes = [seg for seg in first.take() if (seg.seq - first.iss) & 0xFFFFFFFF == end - 1]
+    assert probes
+    first.inject()  # a bare answer
+    script.sleep(10.0)
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
+    assert first.take()[-1].flags & 1
+
+
+def test_rounding_up_never_takes_back_a_byte_of_the_data_window() -> None:
+    tcp = replace(TCP, receive_buffer=100_001, receive_buffer_max=16 << 20)
+    script = MptcpScript.client(mptcp=config(), tcp=tcp)
+    first = script.first
+    shift = first.subflow.rcv_wscale
+    assert shift
+    edge = 0
+    for at in range(200):
+        first.inject(options=script.dss(at=at, ssn=at + 1, length=1), payload=b"x")
+        script.sleep(0.1)
+        for seg in first.take():
+            right = at + 1 + (seg.window << shift)
+            assert right >= edge
+            edge = right
+    assert edge <= 100_001 + 200 + 65536
+
+
+def test_rounding_up_does_not_creep_beyond_the_buffer() -> None:
+    script = MptcpScript.client(mptcp=config())
+    rx = script.conn.rx
+    for _ in range(1000):
+        rx.promise(rx.window() + 16384)
+    assert rx.edge <= rx.stream.rcv_nxt + rx.buffer + 65536
+
+
+def test_a_data_fin_lost_on_the_first_subflow_after_none_is_sent_again(
+    script: MptcpScript,
+) -> None:
+    script.conn.shutdown_write()
+    assert script.first.last().dss_flags & DSS_FIN
+    script.first.inject("R")
+    assert script.first.dead()
+    script.sleep(5.0)  # the timer of the DATA_FIN runs off
+    leg = script.joined()
+    script.sleep(5.0)
+    again = leg.take()
+    assert any(seg.dss_flags >= 0 and seg.dss_flags & DSS_FIN for seg in again)
+
+
+def test_a_join_that_completes_while_mp_fail_waits_is_refused_and_the_answer_still_counts() -> None:
+    script = failed_checksum()
+    leg = script.half_joined_by_peer()
+    answer = option_of(leg.last(), MpJoinSynAck)
+    leg.inject(options=MpJoinAck(script.join_hmac(answer.nonce)[:20]).build())
+    assert leg.last().flags & 4
+    assert not script.first.dead()
+    script.first.inject(options=MpFail(script.conn.fail_dsn).build())
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
