@@ -5,25 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.mptcp.connection import MptcpConnection
-from proxy.mptcp.notes import MAX_NOTES, Fallback
-from proxy.tcp.connection import TcpConnection
+from proxy.mptcp.notes import Fallback
 from proxy.tcp.events import Event
+from tests.sim import invariants
 from tests.sim.endpoint import FAILURES, End, Failure
+from tests.sim.scenario import FOREVER
 
 if TYPE_CHECKING:
-    from proxy.engine.stack import Application
+    from collections.abc import Callable
+
+    from proxy.engine.stack import Stack
     from tests.sim.world import Flow, World
 
 _WATCH = 0.25
-_LOOK_INTO = 64  # steps between two looks into the connections' memory
-_SLACK = 65536 + 65535  # a super-segment and the rounding of the window scale
+_LOOK_INTO = 16  # steps between two looks into all connections
 _PATIENCE = 2.5
 _PATIENCE_SHARED = 8.0  # small queues, filled by others
 _PATIENCE_BOXES = 20.0  # fall-backs by time-out
 _PATIENCE_LOSSY = 40.0
+_PATIENCE_BLACK_HOLE = 60.0  # time-outs that double, and a smaller segment after each
 _PATIENCE_DEAD = 75.0
+_PATIENCE_UNREACHABLE = 1000.0  # all of TCP's retries
 _LOSSY = 0.02
-MASK = 0xFFFFFFFF
 
 
 class _Watch:
@@ -49,7 +52,9 @@ class Judge:
         self.patience = _PATIENCE
         if len(world.flows) > 1:
             self.patience = _PATIENCE_SHARED
-        if any(path.strip or path.corrupt for path in world.scenario.paths):
+        if any(
+            path.hinders or path.drop_capable or path.black_hole for path in world.scenario.paths
+        ):
             self.patience = _PATIENCE_BOXES
         slowest = min(
             (r for p in world.scenario.paths for r in (p.rate_up, p.rate_down) if r), default=1e9
@@ -59,7 +64,13 @@ class Judge:
         outages = any(path.outages for path in world.scenario.paths)
         if world.scenario.loss > _LOSSY or (hasty and outages):
             self.patience = _PATIENCE_LOSSY  # one end may be gone: only keep-alives tell
+        if any(path.black_hole for path in world.scenario.paths):
+            self.patience = _PATIENCE_BLACK_HOLE
         self.changed = 0
+        # By the flow: a second SYN may bring a new end.
+        self._ends: list[Callable[[], End]] = []
+        for flow in world.flows:
+            self._ends += [lambda flow=flow: flow.client, lambda flow=flow: flow.server]  # type: ignore[misc]
 
     @property
     def longest_stall(self) -> float:
@@ -71,9 +82,16 @@ class Judge:
     def watch(self) -> None:
         """Called after each step."""
         world = self.world
+        for name, stack in zip(("client", "server"), world.stacks, strict=True):
+            invariants.settled(stack, name)
+        ends = self._ends
+        end = ends[world.steps % len(ends)]()  # one each step, in turns
+        if end.conn is not None and end.terminal is None:
+            invariants.timers(end.conn, self._stack_of(end))
+            invariants.pair(end, end.peer)
         if world.steps % _LOOK_INTO == 0:
             for conn in world.ends:
-                self._within_bounds(conn)
+                invariants.bounds(conn)
         if world.now < self._next:
             return
         self._next = world.now + _WATCH
@@ -88,7 +106,7 @@ class Judge:
             watch.paths = paths
             watch.paths_since = now
         self._measure_darkness(watch, now)
-        up_since = min(self.world.paths[index].up_since(now) for index in paths)
+        up_since = min((self.world.paths[i].up_since(now) for i in paths), default=FOREVER)
         if up_since > now:
             return
         up_since = max(up_since, watch.paths_since)
@@ -102,7 +120,9 @@ class Judge:
             stall = _stall(now, end.progress_at, up_since, end.peer.waited_for_since())
             if end.peer.done_at is not None:
                 # Nothing will come; the worst way to learn it are keep-alives.
-                if stall > _PATIENCE_DEAD and now - end.peer.done_at > _PATIENCE_DEAD:
+                forgotten = self.world.scenario.paths[flow.plan.path].rebinds
+                limit = _PATIENCE_UNREACHABLE if forgotten else _PATIENCE_DEAD
+                if stall > limit and now - end.peer.done_at > limit:
                     raise Failure(f"{end.name} does not notice that {end.peer.name} is gone")
                 continue
             watch.stall = max(watch.stall, stall)
@@ -131,46 +151,20 @@ class Judge:
                 return initial
             if conn.fallback is not Fallback.NONE:
                 return initial
-        limits = min(scenario.client.mptcp.subflows, scenario.server.mptcp.subflows)
-        addresses = 2 if scenario.announce and scenario.client.mptcp.add_addr_accepted else 1
-        if limits + 1 < len(scenario.paths) * addresses:
-            return initial
         present = {endpoint.id - 1 for endpoint in self.world.stacks[0].local_addresses}
-        clean = {
-            index
-            for index, path in enumerate(scenario.paths)
-            if index in present and not path.strip and not path.corrupt
-        }
+        initial = initial & present  # else its subflow was closed
+        if not self._rejoins:
+            return initial - self.world.lost_paths()
+        limits = min(scenario.client.mptcp.subflows, scenario.server.mptcp.subflows)
+        addresses = 1 + len(scenario.addresses) + scenario.server_joins
+        if limits + 1 < len(scenario.paths) * addresses or flow.plan.reverse:
+            return initial
+        clean = {i for i, path in enumerate(scenario.paths) if i in present and not path.hinders}
         return clean or initial
 
-    def _within_bounds(self, conn: Application) -> None:
-        if isinstance(conn, MptcpConnection):
-            self._mptcp_within_bounds(conn)
-        else:
-            _tcp_within_bounds(conn)
-
-    def _mptcp_within_bounds(self, conn: MptcpConnection) -> None:
-        config = conn.tcp_config
-        stream = conn.rx.stream
-        held = stream.ready_bytes + stream.waiting_bytes
-        if held > config.receive_buffer_max + _SLACK:
-            raise Failure(
-                f"{held} bytes received and not read, {config.receive_buffer_max} allowed"
-            )
-        if stream.ready_bytes != conn.receivable:
-            raise Failure(f"receivable is {conn.receivable}, {stream.ready_bytes} bytes are there")
-        unacked = conn.tx.end - conn.tx.una
-        # The first send is not limited by the buffer if the handshake leaves payload over.
-        if unacked > max(config.send_buffer_max, 4096) + 2048:
-            raise Failure(f"{unacked} bytes to send are held, {config.send_buffer_max} allowed")
-        if conn._notes is not None and len(conn._notes) > MAX_NOTES:
-            raise Failure(f"{len(conn._notes)} notes")
-        if len(conn.subflows) > 17 or len(conn.tx.reinject) > 4096:
-            raise Failure(f"{len(conn.subflows)} subflows, {len(conn.tx.reinject)} reinjections")
-        for subflow in conn.subflows:
-            _tcp_within_bounds(subflow)
-            if len(subflow.mappings) > 8192:
-                raise Failure(f"{len(subflow.mappings)} mappings on one subflow")
+    def _stack_of(self, end: End) -> Stack:
+        opener = self._flow_of(end).opener
+        return self.world.stacks[opener if end.opener else 1 - opener]
 
     # -- bytes ----------------------------------------------------------------------------------
 
@@ -198,14 +192,9 @@ class Judge:
         for flow, watch in zip(self.world.flows, self._watches, strict=True):
             self._judge_flow(flow, watch)
         for name, stack in zip(("client", "server"), self.world.stacks, strict=True):
-            left = {
-                "demux": len(stack.demux),
-                "tokens": len(stack.tokens),
-                "timers": len(stack.timers),
-                "awake": len(stack._awake),
-            }
-            if any(left.values()):
-                raise Failure(f"the {name} keeps {left}")
+            invariants.nothing_left(stack, name)
+        if not any(path.duplicate for path in self.world.scenario.paths):
+            invariants.counters_agree(*self.world.stacks)
 
     def _judge_flow(self, flow: Flow, watch: _Watch) -> None:
         client, server = flow.client, flow.server
@@ -239,8 +228,29 @@ class Judge:
         if client.terminal not in wanted and not self.world.scenario.paths[flow.plan.path].outages:
             raise Failure(f"{flow.plan.answer}d: {client.describe()}")
 
+    @property
+    def _rejoins(self) -> bool:
+        """Whether a path manager opens subflows to an initial address again."""
+        scenario = self.world.scenario
+        hosts = (scenario.client, scenario.server)
+        willing = {"subflow", "fullmesh"} & set(scenario.uplink_flags)
+        return bool(willing) and all(h.mptcp.allow_join_initial_addr_port for h in hosts)
+
+    @staticmethod
+    def _speaks_mptcp(flow: Flow) -> bool:
+        """Both ends know that the other one speaks MPTCP, and still do."""
+        return all(
+            isinstance(conn, MptcpConnection)
+            and conn.fully_established
+            and conn.fallback is Fallback.NONE
+            for conn in (flow.client.conn, flow.server.conn)
+        )
+
     def _excuse(self, flow: Flow, watch: _Watch) -> str:
         """Why a flow need not end cleanly; empty if there is no reason."""
+        rejoins = self._speaks_mptcp(flow) and self._rejoins
+        if self.world.paths[flow.plan.path].killed and not rejoins:
+            return "a box ended its only TCP connection"
         scenario = self.world.scenario
         client, server = flow.client, flow.server
         hasty = any(host.tcp.user_timeout for host in (scenario.client, scenario.server))
@@ -262,26 +272,3 @@ def _stall(now: float, progress_at: float, up_since: float, sent_at: float) -> f
     """
     dead = max(up_since - sent_at, 0.0)
     return now - max(progress_at, up_since) - 1.2 * dead
-
-
-def _tcp_within_bounds(conn: TcpConnection) -> None:
-    config = conn.config
-    held = conn.receivable
-    if conn._reassembly is not None:
-        held += conn._reassembly.size
-        if len(conn._reassembly.ranges) > config.max_out_of_order:
-            raise Failure(f"{len(conn._reassembly.ranges)} ranges out of order")
-    if held > config.receive_buffer_max + _SLACK:
-        raise Failure(f"{held} bytes received and not read, {config.receive_buffer_max} allowed")
-    flight = lost = sacked = 0
-    for tx in conn._flight:
-        length = (tx.end - tx.seq) & MASK
-        if tx.sacked:
-            sacked += length
-        elif tx.lost:
-            lost += length
-        else:
-            flight += length
-    counted = (conn.bytes_in_flight, conn._lost_bytes, conn._sacked_bytes)
-    if counted != (flight, lost, sacked):
-        raise Failure(f"in flight, lost, sacked: {counted} counted, {(flight, lost, sacked)} are")

@@ -43,6 +43,7 @@ class Monitor:
         self.sent = 0
         self._flows: dict[bytes, _Direction] = {}
         self._data_edges: dict[MptcpConnection, int] = {}
+        self._own_data_edges: dict[MptcpConnection, int] = {}
 
     def _flow(self, key: bytes) -> _Direction:
         flow = self._flows.get(key)
@@ -105,6 +106,7 @@ class Monitor:
             if connection.mptcp:
                 if seg.length:
                     self._within_data_window(connection, seg)
+                self._keeps_data_promise(flow, connection.conn, seg)
                 return
             if connection.conn.fallback is not Fallback.AT_HANDSHAKE:
                 return
@@ -137,6 +139,18 @@ class Monitor:
                 raise Failure(f"{self.name} takes back {back} bytes of its window")
         if before < 0 or (edge - before) & MASK < HALF:
             flow.own_edge = edge
+
+    def _keeps_data_promise(self, flow: _Direction, conn: MptcpConnection, seg: Segment) -> None:
+        # RFC 8684 §3.3.4: the right edge of the connection, on whatever subflow it is told.
+        if seg.dss_flags < 0 or not seg.dss_flags & DSS_ACK:
+            return
+        scale = flow.own_scale if flow.peer_scale >= 0 and flow.own_scale >= 0 else 0
+        edge = (seg.data_ack + (seg.window << scale)) & MASK
+        before = self._own_data_edges.get(conn, -1)
+        back = (before - edge) & MASK
+        if before >= 0 and 0 < back < HALF:
+            raise Failure(f"{self.name} takes back {back} bytes of its data window")
+        self._own_data_edges[conn] = edge
 
     def _within_data_window(self, subflow: Subflow, seg: Segment) -> None:
         edge = self._data_edges.get(subflow.conn)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from proxy.seg import build_header, gso_split, parse
+from proxy.seg import gso_split, parse
 from proxy.wire.icmp import build_too_big
 from tests.pair.link import Link
-from tests.sim.scenario import PathPlan
+from tests.sim import boxes
+from tests.sim.boxes import UP, VIRTIO, Box, Header
+from tests.sim.scenario import FOREVER, Outage, PathPlan
 
-VIRTIO = 10
-UP = 0
-DOWN = 1
 BURST_TIME = 0.3  # the longest burst of losses in seconds
 Arrival = tuple[float, bytes]
 Drop = Callable[[int, int, bytes, str], None]
@@ -51,12 +50,24 @@ class Path:
         self.start = start
         self.inside = client_ip(index, v6)
         self.outside = public_ip(index, v6) if plan.nat else self.inside
+        self.outages = list(plan.outages)
+        self.gone = False  # the uplink has no address
         self.links = tuple(self._link(rate, loss) for rate, loss in self._directions())
         self.on_drop: Drop | None = None
-        self.changed = 0
         self._burst_since = [-1.0, -1.0]
-        # The boxes whose rewriting needs a look into each packet.
-        self._intrusive = bool(plan.nat or plan.strip or plan.syn_payload != "keep" or plan.corrupt)
+        self._boxes = _boxes(plan, rng, self.inside, self.outside, start)
+        # What counts or draws for each packet of the wire.
+        self._per_wire = bool(plan.corrupt or plan.rst_chance or plan.strip_after)
+
+    @property
+    def changed(self) -> int:
+        """Bytes of payload that boxes have changed."""
+        return sum(box.changed for box in self._boxes)
+
+    @property
+    def killed(self) -> bool:
+        """Whether a box may have ended a connection that was none of its own."""
+        return any(box.killed for box in self._boxes)
 
     def _directions(self) -> tuple[tuple[float, float], ...]:
         plan = self.plan
@@ -86,40 +97,59 @@ class Path:
             outage.start <= at < outage.end
             and outage.direction in ("both", name)
             and (outage.flush or not arriving)
-            for outage in self.plan.outages
+            for outage in self.outages
         )
 
     def up_since(self, now: float) -> float:
         """Since when both directions have carried packets without a break; infinity if not now."""
         at = now - self.start
         since = 0.0
-        for outage in self.plan.outages:
+        for outage in self.outages:
             if outage.start <= at < outage.end:
-                return float("inf")
+                return FOREVER
             if outage.end <= at:
                 since = max(since, outage.end)
         return self.start + since
 
-    def send(self, packet: bytes, direction: int, now: float) -> tuple[list[Arrival], bytes | None]:
-        """What arrives of ``packet`` and when, and an ICMP error for the sender, if any."""
-        if self.dead(direction, now):
+    def vanish(self, now: float) -> None:
+        """The uplink has no address any more."""
+        self.outages.append(Outage(now - self.start, FOREVER))
+
+    def appear(self, now: float) -> None:
+        """The uplink has its address back."""
+        last = self.outages.pop()
+        self.outages.append(Outage(last.start, now - self.start - last.start))
+
+    def send(
+        self, packet: bytes, direction: int, now: float
+    ) -> tuple[list[Arrival], list[bytes], list[bytes]]:
+        """What arrives of ``packet``; what goes back to its sender, and what a box adds."""
+        if self.outages and self.dead(direction, now):
             self._drop(direction, packet, "outage")
-            return [], None
+            return [], [], []
         plan = self.plan
-        if plan.mtu < 1500 and _wire_size(packet) > plan.mtu:
+        mtu = plan.mtu if now < self.start + plan.late_mtu_at else plan.late_mtu
+        if mtu < 1500 and _wire_size(packet) > mtu:
             self._drop(direction, packet, "too big")
-            return [], build_too_big(parse(packet), plan.mtu)
-        if self._intrusive:
-            rewritten = self._rewrite(packet, direction)
+            return [], [build_too_big(parse(packet), mtu)] if plan.icmp else [], []
+        back: list[bytes] = []
+        on: list[bytes] = []
+        split = not plan.offload
+        if self._boxes and not self._per_wire:
+            rewritten = self._rewrite(packet, direction, now)
             if rewritten is None:
-                return [], None
+                return [], back, on
             packet = rewritten
         if plan.resegment:
             packet = _with_gso_size(packet, plan.resegment)
         arrivals: list[Arrival] = []
-        for wire in [packet] if plan.offload else gso_split(packet):
-            if plan.corrupt and self.rng.random() < plan.corrupt:
-                wire = self._corrupt(wire)
+        for wire in gso_split(packet) if split else [packet]:
+            if self._boxes and self._per_wire:
+                rewritten = self._rewrite(wire, direction, now)
+                self._collect(direction, back, on, now)
+                if rewritten is None:
+                    continue
+                wire = rewritten
             if plan.burst and self._in_burst(direction, now):
                 self._drop(direction, wire, "burst")
                 continue
@@ -127,7 +157,7 @@ class Path:
             if not arrived:
                 self._drop(direction, wire, "lost")
             arrivals += arrived
-        return arrivals, None
+        return arrivals, back, on
 
     def _drop(self, direction: int, packet: bytes, why: str) -> None:
         if self.on_drop is not None:
@@ -149,42 +179,61 @@ class Path:
 
     # -- boxes --------------------------------------------------------------------------------
 
-    def _rewrite(self, packet: bytes, direction: int) -> bytes | None:
-        plan = self.plan
-        header = _Header(packet)
-        syn = header.flags & 2
-        if plan.nat:
-            if direction == UP:
-                header.src = self.outside
-            else:
-                header.dst = self.inside
-        if syn and header.payload and not header.flags & 16 and plan.syn_payload != "keep":
-            if plan.syn_payload == "drop":
-                self._drop(direction, packet, "SYN payload")
+    def _rewrite(
+        self, packet: bytes, direction: int, now: float, after: Box | None = None
+    ) -> bytes | None:
+        """Through all boxes, or those behind ``after``."""
+        header: Header | None = Header(packet)
+        chain = self._boxes if direction == UP else self._boxes[::-1]
+        if after is not None:
+            chain = chain[chain.index(after) + 1 :]
+        for box in chain:
+            header = box.apply(header, direction, now) if header is not None else None
+            if header is None:
+                self._drop(direction, packet, type(box).__name__)
                 return None
-            header.payload = b""
-        if plan.strip and self._strips(header.flags):
-            header.strip_mptcp()
-        return header.build()
+        return header.build() if header is not None else None
 
-    def _strips(self, flags: int) -> bool:
-        strip = self.plan.strip
-        if strip == "all":
-            return True
-        if not flags & 2:
-            return strip == "ack"
-        return strip == ("syn-ack" if flags & 16 else "syn")
+    def _collect(self, direction: int, back: list[bytes], on: list[bytes], now: float) -> None:
+        for box in self._boxes:
+            for where, packet in box.inject():
+                sent = self._rewrite(packet, where, now, after=box)
+                if sent is not None:
+                    (on if where == direction else back).append(sent)
 
-    def _corrupt(self, wire: bytes) -> bytes:
-        header = _Header(wire)
-        if not header.payload or header.flags & 2:
-            return wire
-        at = self.rng.randrange(len(header.payload))
-        changed = bytearray(header.payload)
-        changed[at] ^= 1 + self.rng.randrange(255)
-        header.payload = bytes(changed)
-        self.changed += 1
-        return header.build()
+    def merge(self, packets: list[bytes]) -> list[bytes]:
+        """What arrives at once, coalesced by a box."""
+        limit = self.plan.coalesce
+        return boxes.coalesce(packets, limit) if limit and len(packets) > 1 else packets
+
+
+def _boxes(
+    plan: PathPlan, rng: random.Random, inside: bytes, outside: bytes, start: float
+) -> list[Box]:
+    """From the client's side to the server's."""
+    found: list[Box] = []
+    if plan.syn_payload != "keep":
+        found.append(boxes.SynPayload(plan.syn_payload))
+    if plan.strip:
+        found.append(boxes.Strip(plan.strip, plan.strip_after))
+    if plan.strip_subtype:
+        found.append(boxes.StripSubtype(plan.strip_subtype))
+    if plan.drop_capable:
+        found.append(boxes.DropCapable())
+    if plan.strip_option:
+        name, _, where = plan.strip_option.partition(":")
+        kind = boxes.TIMESTAMPS if name == "timestamps" else boxes.SACK_PERMITTED
+        found.append(boxes.StripOption(kind, where))
+    if plan.shift:
+        found.append(boxes.Shift(rng, plan.shift == "sack"))
+    if plan.corrupt:
+        found.append(boxes.Corrupt(rng, plan.corrupt))
+    if plan.rst_chance:
+        found.append(boxes.Injector(rng, plan.rst, plan.rst_chance))
+    if plan.nat:
+        rebinds = tuple(start + at for at in plan.rebinds)
+        found.append(boxes.Nat(inside, outside, rebinds))
+    return found
 
 
 def _wire_size(packet: bytes) -> int:
@@ -210,50 +259,3 @@ def _with_gso_size(packet: bytes, size: int) -> bytes:
         + size.to_bytes(2, "little")
         + packet[6:]
     )
-
-
-class _Header:
-    """A packet taken apart, to be changed and put together again."""
-
-    __slots__ = (
-        "ack", "dport", "dst", "flags", "gso_size", "options", "payload", "seq", "sport", "src",
-        "window",
-    )  # fmt: skip
-
-    def __init__(self, packet: bytes) -> None:
-        if packet[VIRTIO] >> 4 == 4:
-            self.src, self.dst, tcp = packet[22:26], packet[26:30], VIRTIO + 20
-        else:
-            self.src, self.dst, tcp = packet[18:34], packet[34:50], VIRTIO + 40
-        self.sport = int.from_bytes(packet[tcp : tcp + 2], "big")
-        self.dport = int.from_bytes(packet[tcp + 2 : tcp + 4], "big")
-        self.seq = int.from_bytes(packet[tcp + 4 : tcp + 8], "big")
-        self.ack = int.from_bytes(packet[tcp + 8 : tcp + 12], "big")
-        self.flags = packet[tcp + 13]
-        self.window = int.from_bytes(packet[tcp + 14 : tcp + 16], "big")
-        end = tcp + (packet[tcp + 12] >> 4) * 4
-        self.options = packet[tcp + 20 : end]
-        self.payload = packet[end:]
-        self.gso_size = int.from_bytes(packet[4:6], "little") if packet[1] else 0
-
-    def strip_mptcp(self) -> None:
-        """Replace options of kind 30 by NOPs, as boxes do that do not know them."""
-        raw = bytearray(self.options)
-        at = 0
-        while at < len(raw) and raw[at]:
-            if raw[at] == 1:
-                at += 1
-                continue
-            length = raw[at + 1]
-            if raw[at] == 30:
-                raw[at : at + length] = b"\x01" * length
-            at += length
-        self.options = bytes(raw)
-
-    def build(self) -> bytes:
-        """The packet, its checksum left to offload."""
-        header = build_header(
-            self.src, self.dst, self.sport, self.dport, self.seq, self.ack, self.flags,
-            self.window, self.options, len(self.payload), self.gso_size,
-        )  # fmt: skip
-        return header + self.payload

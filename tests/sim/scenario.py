@@ -9,7 +9,10 @@ from proxy.mptcp.config import MptcpConfig
 from proxy.tcp.config import TcpConfig
 
 FOREVER = float("inf")
-SCHEDULERS = ("default", "roundrobin", "redundant", "backup")
+SCHEDULERS = (
+    "default", "roundrobin", "redundant", "backup", "blest", "ecf", "weighted", "overflow",
+)  # fmt: skip
+CONTROLS = ("cubic", "reno", "bbr", "lia", "olia", "balia")
 
 THEMES = (
     ("calm", 3),
@@ -17,7 +20,9 @@ THEMES = (
     ("reorder", 3),
     ("dying", 6),
     ("windows", 4),
-    ("middlebox", 4),
+    ("middlebox", 8),
+    ("churn", 5),
+    ("roles", 4),
     ("opening", 3),
     ("ending", 4),
     ("bulk", 1),
@@ -53,8 +58,16 @@ class PathPlan:
     to multiples of this, as interrupt moderation does, so that GRO finds something to merge.
     ``resegment``: a box cuts segments to this payload. ``strip`` says from which segments MPTCP
     options are taken: "", "syn", "syn-ack", "ack" (all but SYNs, both ways) or "all".
+    ``strip_after``: only once so many packets of a flow have passed. ``strip_subtype`` takes one
+    kind of them, "join" or "add-addr". ``drop_capable``: SYNs with MP_CAPABLE vanish.
+    ``strip_option`` is "timestamps" or "sack" with ":" and from where: "syn", "syn-ack", "syns" or
+    "all". ``shift``: sequence numbers are chosen anew, in SACK blocks too ("sack") or not
+    ("plain"). ``coalesce``: neighbours that arrive at once become one, up to so many bytes.
     ``syn_payload`` is "keep", "strip" or "drop". ``corrupt`` is the chance that a box changes a
-    byte of a segment and mends the TCP checksum.
+    byte of a segment and mends the TCP checksum. ``rst_chance``: per packet, that a RST is sent in
+    the name of its receiver; ``rst`` is "exact", "window" or "blind". ``rebinds``: when address
+    translation forgets its flows. ``late_mtu`` holds from ``late_mtu_at`` on; without ``icmp``
+    what is too big vanishes in silence.
     """
 
     rate_up: float = 0.0
@@ -74,6 +87,18 @@ class PathPlan:
     resegment: int = 0
     mtu: int = 1500
     strip: str = ""
+    strip_after: int = 0
+    strip_subtype: str = ""
+    drop_capable: bool = False
+    strip_option: str = ""
+    shift: str = ""
+    coalesce: int = 0
+    rst: str = ""
+    rst_chance: float = 0.0
+    rebinds: tuple[float, ...] = ()
+    late_mtu: int = 1500
+    late_mtu_at: float = FOREVER
+    icmp: bool = True
     syn_payload: str = "keep"
     nat: bool = False
     corrupt: float = 0.0
@@ -85,22 +110,53 @@ class PathPlan:
         """Chance that one packet is lost by any cause but queues and outages."""
         return max(self.loss_up, self.loss_down) + self.burst * self.burst_length
 
-    def up_at(self, now: float) -> bool:
-        """Whether both directions carry packets."""
-        return not any(o.start <= now < o.end for o in self.outages)
+    @property
+    def hinders(self) -> bool:
+        """Whether a box may keep MPTCP from using this path, or end what uses it."""
+        return bool(
+            self.strip
+            or self.strip_subtype == "join"
+            or self.corrupt
+            or self.coalesce
+            or (self.rst_chance and self.rst == "exact")
+            or self.rebinds
+        )
+
+    @property
+    def kills(self) -> bool:
+        """Whether a box may end connections."""
+        return bool((self.rst_chance and self.rst == "exact") or self.rebinds)
+
+    @property
+    def black_hole(self) -> bool:
+        """Whether large packets may vanish in silence."""
+        return not self.icmp and (self.mtu < 1500 or self.late_mtu < 1500)
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something the client's operator does ``at`` seconds after the start.
+    """Something an operator does ``at`` seconds after the start.
 
-    ``what`` is "remove" or "add" (the endpoint of ``path``), "backup" or "regular" (the priority
-    of its subflows) or the name of a packet scheduler, for both hosts.
+    On the client's uplinks (``which``: the path): "remove" and "add" its endpoint, "vanish" and
+    "appear" (the uplink loses its address, and gets it back), "backup" and "regular". On the
+    server's addresses (``which``: the number): "withdraw" and "announce". On both hosts:
+    "scheduler:NAME" and "control:NAME".
     """
 
     at: float
     what: str
-    path: int = 0
+    which: int = 0
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """One more address of the server, from the start (``present``) or added later."""
+
+    number: int
+    signal: bool = True
+    subflow: bool = False
+    present: bool = True
+    port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,12 +192,14 @@ class EndPlan:
 class FlowPlan:
     """One conversation, opened by the client at ``start`` over path ``path``.
 
-    ``kind`` is "mptcp" or "tcp" (then the client opens plain TCP). ``answer`` is what the server
+    ``kind`` is "mptcp" or "tcp" (then the client opens plain TCP). ``reverse``: the host with
+    several uplinks is the one that is connected to. ``answer`` is what the server
     does ``answer_after`` seconds after the SYN: "accept", "refuse" or "discard".
     """
 
     kind: str = "mptcp"
     path: int = 0
+    reverse: bool = False
     start: float = 0.0
     syn_payload: int = 0
     take_syn_payload: bool = False
@@ -166,8 +224,9 @@ class HostPlan:
 class Scenario:
     """All of one run.
 
-    ``announce``: the server announces a second address. ``wrap``: sequence numbers, DSNs and
-    timestamps begin shortly before they wrap.
+    ``addresses``: what the server has beyond its first one. ``uplink_flags``: of the endpoints of
+    the client's uplinks. ``server_joins``: the server's path manager opens subflows too.
+    ``wrap``: sequence numbers, DSNs and timestamps begin shortly before they wrap.
     """
 
     seed: int
@@ -177,7 +236,9 @@ class Scenario:
     server: HostPlan
     paths: tuple[PathPlan, ...]
     flows: tuple[FlowPlan, ...]
-    announce: bool = False
+    addresses: tuple[ServerAddress, ...] = ()
+    uplink_flags: tuple[str, ...] = ("subflow",)
+    server_joins: bool = False
     wrap: bool = False
     changes: tuple[Change, ...] = ()
 
@@ -198,7 +259,7 @@ def draw(seed: int) -> Scenario:
     names = [name for name, weight in THEMES for _ in range(weight)]
     theme = rng.choice(names)
     count = rng.choice((1, 2, 2, 2, 3, 4))
-    if theme == "dying":
+    if theme in ("dying", "churn"):
         count = max(count, rng.choice((1, 2, 2, 3)))
     v6 = rng.random() < 0.25
     paths = [_path(rng, theme, v6) for _ in range(count)]
@@ -209,8 +270,74 @@ def draw(seed: int) -> Scenario:
         paths[which] = replace(paths[which], backup=True)
     client = _host(rng, theme, paths)
     server = _host(rng, theme, paths)
+    if any(path.corrupt for path in paths) and not client.mptcp.checksum_enabled:
+        server = replace(server, mptcp=replace(server.mptcp, checksum_enabled=True))  # one will do
     flows = [_flow(rng, theme, paths) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
-    return Scenario(seed, theme, v6, client, server, tuple(paths), tuple(flows), rng.random() < 0.1)
+    reverse = rng.random() < (0.5 if theme == "roles" else 0.08)
+    if reverse:
+        # Nobody can connect to an uplink behind address translation.
+        paths = [replace(path, nat=False, rebinds=()) for path in paths]
+        flows = [replace(flow, reverse=rng.random() < 0.7) for flow in flows]
+    flags = ("subflow",)
+    if rng.random() < (0.4 if theme in ("roles", "churn") else 0.05):
+        flags = rng.choice(
+            (("subflow", "signal"), ("signal",), ("subflow", "fullmesh"), ("laminar",))
+        )
+    return Scenario(
+        seed, theme, v6, client, server, tuple(paths), tuple(flows),
+        addresses=_addresses(rng, theme),
+        uplink_flags=flags,
+        server_joins=rng.random() < (0.5 if theme == "roles" else 0.05),
+        wrap=rng.random() < 0.1,
+        changes=_changes(rng, theme, count),
+    )  # fmt: skip
+
+
+def _addresses(rng: random.Random, theme: str) -> tuple[ServerAddress, ...]:
+    if rng.random() > (0.6 if theme in ("churn", "roles") else 0.1):
+        return ()
+    return tuple(
+        ServerAddress(
+            number,
+            signal=rng.random() < 0.8,
+            subflow=rng.random() < 0.3,
+            present=theme != "churn" or rng.random() < 0.6,
+            port=rng.choice((None, None, None, 9000 + number)),
+        )
+        for number in range(2, 2 + rng.choice((1, 1, 2, 3)))
+    )
+
+
+def _changes(rng: random.Random, theme: str, count: int) -> tuple[Change, ...]:
+    if theme != "churn":
+        if rng.random() > 0.15:
+            return ()
+        return tuple(_policy_change(rng) for _ in range(rng.randrange(1, 4)))
+    changes: list[Change] = []
+    for _ in range(rng.randrange(1, 7)):
+        at = _log(rng, 0.02, 6.0)
+        pause = _log(rng, 0.02, 8.0)
+        path = rng.randrange(count)
+        kind = rng.choice(("remove", "remove", "vanish", "vanish", "server", "backup", "policy"))
+        if kind == "policy":
+            changes.append(_policy_change(rng))
+            continue
+        pairs = {
+            "remove": ("remove", "add"), "vanish": ("vanish", "appear"),
+            "backup": ("backup", "regular"), "server": ("withdraw", "announce"),
+        }  # fmt: skip
+        which = rng.randrange(2, 5) if kind == "server" else path
+        there, back = pairs[kind]
+        changes.append(Change(at, there, which))
+        if rng.random() < 0.85:
+            changes.append(Change(at + pause, back, which))
+    return tuple(sorted(changes, key=lambda change: change.at))
+
+
+def _policy_change(rng: random.Random) -> Change:
+    if rng.random() < 0.5:
+        return Change(_log(rng, 0.01, 5.0), f"scheduler:{rng.choice(SCHEDULERS)}")
+    return Change(_log(rng, 0.01, 5.0), f"control:{rng.choice(CONTROLS)}")
 
 
 def _log(rng: random.Random, low: float, high: float) -> float:
@@ -272,16 +399,51 @@ def _with_reordering(rng: random.Random, plan: PathPlan) -> PathPlan:
 
 
 def _with_middlebox(rng: random.Random, plan: PathPlan, v6: bool) -> PathPlan:
-    kind = rng.choice(("strip", "strip", "resegment", "mtu", "syn", "corrupt"))
+    plan = _with_one_box(rng, plan, v6)
+    return _with_one_box(rng, plan, v6) if rng.random() < 0.15 else plan
+
+
+def _with_one_box(rng: random.Random, plan: PathPlan, v6: bool) -> PathPlan:
+    kind = rng.choice(
+        ("strip", "strip", "after", "resegment", "mtu", "late mtu", "syn", "corrupt", "subtype",
+         "capable", "option", "shift", "shift", "coalesce", "rst", "rst", "rebind")
+    )  # fmt: skip
+    least = 1280 if v6 else 700
     if kind == "strip":
         return replace(plan, strip=rng.choice(("syn", "syn-ack", "ack", "all", "all")))
+    if kind == "after":
+        where = rng.choice(("all", "ack"))
+        return replace(plan, strip=where, strip_after=int(_log(rng, 1, 400)))
     if kind == "resegment":
         return replace(plan, resegment=rng.randrange(100, 1400))
     if kind == "mtu":
-        return replace(plan, mtu=rng.randrange(1280 if v6 else 900, 1500))
+        return replace(plan, mtu=rng.randrange(least, 1500), icmp=rng.random() < 0.7)
+    if kind == "late mtu":
+        return replace(
+            plan, late_mtu=rng.randrange(least, 1500), late_mtu_at=_log(rng, 0.02, 4.0),
+            icmp=rng.random() < 0.5,
+        )  # fmt: skip
     if kind == "syn":
         return replace(plan, syn_payload=rng.choice(("strip", "drop")))
-    return replace(plan, corrupt=_log(rng, 0.003, 0.1))
+    if kind == "corrupt":
+        return replace(plan, corrupt=_log(rng, 0.003, 0.1))
+    if kind == "subtype":
+        return replace(plan, strip_subtype=rng.choice(("join", "add-addr")))
+    if kind == "capable":
+        return replace(plan, drop_capable=True)
+    if kind == "option":
+        name = rng.choice(("timestamps", "sack"))
+        return replace(plan, strip_option=f"{name}:{rng.choice(('syn', 'syn-ack', 'syns', 'all'))}")
+    if kind == "shift":
+        return replace(plan, shift=rng.choice(("sack", "sack", "plain")))
+    if kind == "coalesce":
+        limit = rng.choice((1460, 1460, 3000, 60000))
+        return replace(plan, coalesce=limit, batch=_log(rng, 0.0005, 0.005))
+    if kind == "rst":
+        how = rng.choice(("exact", "window", "blind"))
+        return replace(plan, rst=how, rst_chance=_log(rng, 0.0005, 0.05))
+    rebinds = tuple(sorted(_log(rng, 0.02, 10.0) for _ in range(rng.choice((1, 1, 2)))))
+    return replace(plan, nat=True, rebinds=rebinds)
 
 
 def _cut(rng: random.Random, paths: list[PathPlan], certain: bool) -> None:
@@ -315,7 +477,7 @@ def _host(rng: random.Random, theme: str, paths: list[PathPlan]) -> HostPlan:
     small = theme == "windows" or rng.random() < 0.1
     receive = int(_log(rng, 3000, 60000) if small else _log(rng, 40000, 300000))
     tcp = TcpConfig(
-        congestion_control=rng.choice(("cubic", "cubic", "reno")),
+        congestion_control=rng.choice(("cubic", "cubic", *CONTROLS)),
         receive_buffer=receive,
         receive_buffer_max=receive if small and rng.random() < 0.5 else receive * 8,
         send_buffer_max=int(_log(rng, 4000, 60000)) if small else int(_log(rng, 1e5, 4e6)),
@@ -335,8 +497,9 @@ def _host(rng: random.Random, theme: str, paths: list[PathPlan]) -> HostPlan:
     )
     mptcp = MptcpConfig(
         enabled=rng.random() < 0.95,
-        checksum_enabled=rng.random() < 0.25 or any(path.corrupt for path in paths),
-        scheduler=rng.choice(("default",) * 4 + SCHEDULERS),
+        checksum_enabled=rng.random() < (0.7 if any(path.corrupt for path in paths) else 0.25),
+        scheduler=rng.choice(("default",) * 6 + SCHEDULERS),
+        allow_join_initial_addr_port=rng.random() < 0.95,
         subflows=rng.choice((len(paths), len(paths), 1, 8)),
         add_addr_accepted=rng.choice((0, 0, 1, 4)),
         early_confirm=rng.random() < 0.9,

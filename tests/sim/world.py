@@ -14,16 +14,19 @@ from proxy.engine.stack import Application, Stack
 from proxy.errors import CodecError
 from proxy.mptcp import keys
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.connection_core import congestion_config
 from proxy.pm.base import Endpoint, factory
 from proxy.seg import Segment, gro_merge, parse
 from proxy.tcp import handshake
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
+from proxy.tcp.states import State
 from proxy.wire.address import Address
+from tests.sim.boxes import DOWN, UP
 from tests.sim.endpoint import TERMINAL, End, Failure
 from tests.sim.judge import Judge
 from tests.sim.monitor import Monitor
-from tests.sim.network import DOWN, UP, Path, client_ip, server_ip
+from tests.sim.network import Path, server_ip
 from tests.sim.scenario import Change, FlowPlan, HostPlan, Scenario
 
 START = 1000.0
@@ -34,12 +37,16 @@ SIDES = ("client", "server")
 Tracer = Callable[[float, str], None]
 
 
-class _Stranger:
-    """The client's listener: nobody connects to it, and what it does not know it refuses."""
+class _Listener:
+    """What a host does with segments of no connection."""
+
+    def __init__(self, world: World, side: int) -> None:
+        self._world = world
+        self._side = side
 
     def on_syn(self, syn: Segment, now: float) -> None:
-        """A SYN of nobody's."""
-        raise Failure("the server connects to the client")
+        """A SYN that joins nothing."""
+        self._world.on_syn(self._side, syn, now)
 
     def on_stray(self, segment: Segment, now: float) -> bool:
         """A segment of no connection: refused by a RST."""
@@ -47,7 +54,7 @@ class _Stranger:
 
 
 class Flow:
-    """One conversation: both ends and what is known of it."""
+    """One conversation: both ends and what is known of it. ``client`` is who connects."""
 
     def __init__(self, plan: FlowPlan, client: End, server: End, port: int) -> None:
         self.plan = plan
@@ -55,6 +62,7 @@ class Flow:
         self.server = server
         client.peer, server.peer = server, client
         self.port = port
+        self.opener = 1 if plan.reverse else 0
         self.refused = False
         self.accepted = False
 
@@ -93,6 +101,7 @@ class World:
         )
         self._configure_paths()
         self.ends: dict[Application, End] = {}
+        self.strangers: set[Application] = set()
         self.flows = [self._flow(index, plan) for index, plan in enumerate(scenario.flows)]
         self._by_port = {flow.port: flow for flow in self.flows}
         self._opening: dict[Application, Flow] = {}
@@ -100,8 +109,10 @@ class World:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._instant = 0
-        self.stacks[0].listener = _Stranger()
-        self.stacks[1].listener = self
+        self._dead_addresses: set[bytes] = set()
+        self.ever_removed: set[int] = set()  # paths whose endpoint was
+        for side, stack in enumerate(self.stacks):
+            stack.listener = _Listener(self, side)
         self.judge = Judge(self)
         for path in self.paths:
             path.on_drop = self._trace_drop
@@ -115,21 +126,36 @@ class World:
         client, server = self.stacks
         v6 = self.scenario.v6
         client.path_manager = factory("kernel")
-        self._endpoints = [
+        flags = self.scenario.uplink_flags
+        self._uplinks = [
             Endpoint(
                 path.inside,
                 path.index + 1,
                 uplink=f"u{path.index}",
-                subflow=True,
+                subflow="subflow" in flags,
+                signal="signal" in flags,
+                fullmesh="fullmesh" in flags,
+                laminar="laminar" in flags,
                 backup=path.plan.backup,
             )
             for path in self.paths
         ]
-        client.local_addresses = self._endpoints
-        server.path_manager = factory("passive")
-        if self.scenario.announce:
-            server.path_manager = factory("kernel")
-            server.local_addresses = [Endpoint(server_ip(v6, 2), 1, signal=True)]
+        client.local_addresses = self._uplinks
+        addresses = self.scenario.addresses
+        initiates = any(flow.reverse for flow in self.scenario.flows)
+        active = bool(addresses or initiates or self.scenario.server_joins)
+        server.path_manager = factory("kernel" if active else "passive")
+        self._server_endpoints = {
+            a.number: Endpoint(
+                server_ip(v6, a.number), a.number, signal=a.signal,
+                subflow=a.subflow and not (a.signal and a.port), port=a.port if a.signal else None,
+            )
+            for a in addresses
+        }  # fmt: skip
+        server.local_addresses = [self._server_endpoints[a.number] for a in addresses if a.present]
+        if self.scenario.server_joins:
+            first = Endpoint(server_ip(v6), 1, subflow=True, fullmesh=True)
+            server.local_addresses = [first, *server.local_addresses]
 
     def _flow(self, index: int, plan: FlowPlan) -> Flow:
         rng = self.rng
@@ -205,14 +231,20 @@ class World:
 
     def _deliver(self, now: float) -> None:
         batches: tuple[list[bytes], list[bytes]] = ([], [])
+        merging: dict[tuple[int, int], list[bytes]] = {}
         arrivals = self._arrivals
         while arrivals and arrivals[0][0] <= now:
             _, _, side, path, packet = heapq.heappop(arrivals)
             direction = UP if side else DOWN
-            if path.plan.outages and path.dead(direction, now, arriving=True):
+            if path.outages and path.dead(direction, now, arriving=True):
                 self._trace_drop(path.index, direction, packet, "outage on the way")
                 continue
-            batches[side].append(packet)
+            if path.plan.coalesce:
+                merging.setdefault((side, path.index), []).append(packet)
+            else:
+                batches[side].append(packet)
+        for (side, index), held in merging.items():
+            batches[side].extend(self.paths[index].merge(held))
         for side, packets in enumerate(batches):
             if not packets:
                 continue
@@ -258,82 +290,155 @@ class World:
         if self.trace is not None:
             self._trace_segment(f"{SIDES[side]} ->  [{path.index}]", seg)
         self.monitors[side].transmitted(seg, len(packet) - 10)
-        arrivals, error_packet = path.send(packet, DOWN if side else UP, self.now)
+        if (seg.src if side else seg.dst) in self._dead_addresses:
+            return
+        arrivals, back, on = path.send(packet, DOWN if side else UP, self.now)
         for at, wire in arrivals:
             self._count += 1
             heapq.heappush(self._arrivals, (at, self._count, 1 - side, path, wire))
-        if error_packet is not None:
-            self._count += 1
-            at = self.now + path.plan.delay / 2
-            heapq.heappush(self._arrivals, (at, self._count, side, path, error_packet))
+        for to, own in ((side, back), (1 - side, on)):
+            for wire in own:
+                self._count += 1
+                at = self.now + path.plan.delay / 2
+                heapq.heappush(self._arrivals, (at, self._count, to, path, wire))
 
     # -- the operator ---------------------------------------------------------------------------
 
     def _change(self, change: Change) -> None:
-        client = self.stacks[0]
-        now = self.now
-        self.log(f"operator: {change.what} {change.path}")
-        endpoint = next(e for e in self._endpoints if e.id == change.path + 1)
-        present = list(client.local_addresses)
-        if change.what == "remove":
-            if endpoint not in present or len(present) < 2:
-                return
-            client.local_addresses = [e for e in present if e is not endpoint]
-            for conn in self._connections():
-                conn.path_manager.on_endpoint_removed(conn, endpoint, now)
-        elif change.what == "add":
-            if endpoint in present:
-                return
-            client.local_addresses = [e for e in self._endpoints if e in (*present, endpoint)]
-            for conn in self._connections():
-                conn.path_manager.on_endpoint_added(conn, endpoint, now)
-        elif change.what in ("backup", "regular"):
-            for conn in self._connections():
+        what, _, name = change.what.partition(":")
+        self.log(f"operator: {change.what} {change.which}")
+        if what == "scheduler":
+            for conn in self._connections(0) + self._connections(1):
+                conn.set_scheduler(name)
+        elif what == "control":
+            self._set_control(name)
+        elif what in ("withdraw", "announce"):
+            self._change_server(what, change.which)
+        elif what in ("backup", "regular"):
+            ip = self._uplinks[change.which].ip
+            for conn in self._connections(0):
                 for subflow in conn.path_subflows:
-                    if subflow.local.ip == endpoint.ip:
-                        conn.set_backup(subflow, change.what == "backup", now)
+                    if subflow.local.ip == ip:
+                        conn.set_backup(subflow, what == "backup", self.now)
         else:
-            for stack in self.stacks:
-                for conn in list(stack.tokens.values()):
-                    conn.set_scheduler(change.what)
+            self._change_uplink(what, self.paths[change.which])
 
-    def _connections(self) -> list[MptcpConnection]:
-        """Those of the client that have more than one path to live on."""
-        return [
-            conn
-            for conn in self.stacks[0].tokens.values()
-            if len([s for s in conn.path_subflows if s.fully_established]) > 1
+    def _set_control(self, name: str) -> None:
+        for stack in self.stacks:
+            stack.tcp_config = congestion_config(stack.tcp_config, name)
+        for conn in list(self.ends):
+            if conn.state is State.CLOSED:
+                continue
+            if isinstance(conn, MptcpConnection):
+                conn.set_congestion_control(name)
+            else:
+                conn.set_congestion_control(name, self.now)
+
+    def _change_uplink(self, what: str, path: Path) -> None:
+        endpoint = self._uplinks[path.index]
+        present = list(self.stacks[0].local_addresses)
+        if what in ("remove", "vanish"):
+            if endpoint not in present:
+                return
+            self.ever_removed.add(path.index)
+            if what == "vanish":
+                path.vanish(self.now)
+                path.gone = True
+            self._forget_endpoint(0, endpoint, what == "vanish")
+        elif endpoint not in present and path.gone == (what == "appear"):
+            if path.gone:
+                path.appear(self.now)
+                path.gone = False
+            ordered = [e for e in self._uplinks if e in (*present, endpoint)]
+            self._new_endpoint(0, endpoint, ordered)
+
+    def _change_server(self, what: str, number: int) -> None:
+        endpoint = self._server_endpoints.get(number)
+        if endpoint is None:
+            return
+        present = list(self.stacks[1].local_addresses)
+        if what == "withdraw" and endpoint in present:
+            self._forget_endpoint(1, endpoint, False)
+            self._dead_addresses.add(endpoint.ip)
+        elif what == "announce" and endpoint not in present:
+            self._dead_addresses.discard(endpoint.ip)
+            self._new_endpoint(1, endpoint, [*present, endpoint])
+
+    def _forget_endpoint(self, side: int, endpoint: Endpoint, vanished: bool) -> None:
+        # As ``relay.hotplug`` and ``control.endpoints`` do it.
+        stack = self.stacks[side]
+        over = [
+            (conn, [s for s in conn.subflows if s.local.ip == endpoint.ip])
+            for conn in self._connections(side)
         ]
+        if vanished:
+            for conn, subflows in over:
+                for subflow in subflows:
+                    conn.lose_path(subflow, self.now)
+        stack.local_addresses = [e for e in stack.local_addresses if e is not endpoint]
+        for conn in self._connections(side):
+            conn.path_manager.on_endpoint_removed(conn, endpoint, self.now)
+        if vanished:
+            for conn, subflows in over:
+                for subflow in subflows:
+                    if subflow in conn.subflows:
+                        conn.forsake_subflow(subflow, self.now)
+
+    def lost_paths(self) -> set[int]:
+        """Paths whose subflows may have been ended by something else than their two hosts."""
+        return self.ever_removed | {path.index for path in self.paths if path.killed}
+
+    def _new_endpoint(self, side: int, endpoint: Endpoint, ordered: list[Endpoint]) -> None:
+        self.stacks[side].local_addresses = ordered
+        for conn in self._connections(side):
+            conn.path_manager.on_endpoint_added(conn, endpoint, self.now)
+
+    def _connections(self, side: int) -> list[MptcpConnection]:
+        return [c for c in self.stacks[side].tokens.values() if c.fully_established]
 
     # -- connections ----------------------------------------------------------------------------
 
     def _open(self, flow: Flow) -> None:
         plan = flow.plan
-        stack = self.stacks[0]
-        remote = Address(server_ip(self.scenario.v6), flow.port)
-        local_ip = client_ip(plan.path, self.scenario.v6)
+        stack = self.stacks[flow.opener]
+        own, other = self.paths[plan.path].inside, server_ip(self.scenario.v6)
+        if plan.reverse:
+            own, other = other, own
+        remote = Address(other, flow.port)
         payload = flow.client.out[: plan.syn_payload]
         self.log(f"{flow.client.name} connects over path {plan.path}")
         conn: Application
         if plan.kind == "mptcp":
-            conn = stack.connect_mptcp(local_ip, remote, self.now, payload, f"u{plan.path}")
+            conn = stack.connect_mptcp(own, remote, self.now, payload, f"u{plan.path}")
         else:
-            conn = TcpConnection(stack, stack.open_local_port(local_ip, remote), remote)
+            conn = TcpConnection(stack, stack.open_local_port(own, remote), remote)
             stack.register(conn)
             conn.connect(self.now, payload)
         self.ends[conn] = flow.client
         flow.client.begin(conn, given=len(payload))
 
-    def on_syn(self, syn: Segment, now: float) -> None:
-        """A SYN has come to the server (the stack's listener)."""
-        flow = self._by_port[syn.dport]
+    def on_syn(self, side: int, syn: Segment, now: float) -> None:
+        """A SYN that joins nothing has come to one of the hosts."""
+        flow = self._by_port.get(syn.dport)
+        stack = self.stacks[side]
+        if flow is None or flow.opener == side:
+            self.log(f"{SIDES[side]} refuses a SYN")
+            stack.reset(syn, now)
+            return
         if flow.server.conn is not None:
+            if not self._belongs(syn, flow):
+                # A join whose options were stripped looks like any client.
+                self.log(f"{flow.server.name} takes a stranger")
+                stranger = stack.open_passive(syn, now, mptcp=True)
+                self.strangers.add(stranger)
+                stranger.accept(now)
+                return
             # Its first answer was discarded, or this is a late copy of the SYN.
             if flow.server.conn in self._opening or not self._may_retry(flow):
                 self.log(f"{flow.server.name} ignores a SYN")
                 return
             self._retry(flow)
-        conn = self.stacks[1].open_passive(syn, now, mptcp=True)
+        conn = stack.open_passive(syn, now, mptcp=True)
         self.log(f"{flow.server.name}: {type(conn).__name__} for a SYN")
         self.ends[conn] = flow.server
         flow.server.conn = conn
@@ -342,6 +447,14 @@ class World:
             self.after(flow.plan.answer_after, lambda: self._answer(flow, conn))
         else:
             self._answer(flow, conn)
+
+    def _belongs(self, syn: Segment, flow: Flow) -> bool:
+        """Whether the SYN is the flow's own, sent by an application."""
+        conn = flow.client.conn
+        if conn is None or (conn.remote.ip, conn.local.port) != (syn.dst, syn.sport):
+            return False
+        path = self._by_address[syn.src if flow.opener == 0 else syn.dst]
+        return path.index == flow.plan.path
 
     def _may_retry(self, flow: Flow) -> bool:
         """The earlier connection for this flow came to nothing."""
@@ -378,6 +491,8 @@ class World:
         return True
 
     def _on_event(self, side: int, stream: Application, kind: Event) -> None:
+        if stream in self.strangers:
+            return
         end = self.ends.get(stream)
         if self.trace is not None:
             name = end.name if end is not None else SIDES[side]
