@@ -131,6 +131,7 @@ class FallingBack(Paths):
         self.fail_dsn = self.rx.dsn(mapping.offset)
         self.host.counters.add("MPTcpExtMPFailTx")
         if not single:
+            subflow.failed = True
             subflow.doom(REASON_MIDDLEBOX)
             return
         # FB-08: the peer will declare the infinite mapping from here on; keep its bytes.
@@ -150,7 +151,8 @@ class FallingBack(Paths):
         """Keep bytes until the peer has answered MP_FAIL; False beyond the receive buffer."""
         if now >= self._fail_again_at:
             self._fail_again_at = now + max(_FAIL_PAUSE, 2.0 * subflow.receive_rtt())
-            subflow.send_option(self.fail_option())  # the first one may have been lost
+            if subflow.send_option(self.fail_option()):  # the first one may have been lost
+                self.host.counters.add("MPTcpExtMPFailTx")
         held = self._held
         self._held_bytes += len(payload)
         if held is None or self._held_bytes > self.rx.buffer + 65536:

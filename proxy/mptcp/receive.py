@@ -116,16 +116,6 @@ class DataReceiver:
         window = self.edge - nxt
         return window if window > 0 else 0
 
-    def promise(self, window: int) -> None:
-        """``window`` was announced, rounded up: what was said once is not taken back.
-
-        Rounding up again and again must not creep beyond the buffer, though.
-        """
-        stream = self.stream
-        edge = stream.rcv_nxt + window
-        if edge > self.edge and window + stream.ready_bytes <= self.buffer + _EDGE_SLACK:
-            self.edge = edge
-
     def update_due(self) -> bool:
         """Whether reading has opened the window enough to tell the peer (at least doubled)."""
         stream = self.stream

@@ -395,8 +395,9 @@ class Sending(ConnectionCore):
             for subflow in list(self.subflows):
                 bare = self._backoff > 1 and subflow.acks_without_dss
                 if bare and self._stripped(subflow, now):
-                    return
-                if self._backoff > 2:
+                    if self.fallback is not Fallback.NONE:
+                        return
+                elif self._backoff > 2:
                     # A peer that has fallen back in silence sees an ACK and has no reason to
                     # answer it; this one it must answer, and how it does tells.
                     subflow.probe_window(now)

@@ -41,7 +41,7 @@ class SubflowCore(TcpConnection):
     (MP_JOIN). ``mptcp`` becomes False when the connection falls back: no option is sent or read
     any more. ``fully_established``: the peer has proved itself on this subflow, data may flow.
     ``stale``: RTOs without progress, so it gets no new data; ``suspect``: a tail loss probe is
-    out. ``room`` is the scheduler's input, in bytes; ``weight`` and ``priority`` (0 goes first)
+    out. ``failed``: a checksum was wrong, the RST says so (MP_FAIL). ``room`` is the scheduler's input, in bytes; ``weight`` and ``priority`` (0 goes first)
     are its uplink's.
     """
 
@@ -70,6 +70,7 @@ class SubflowCore(TcpConnection):
         "detached",
         "doomed",
         "due",
+        "failed",
         "fastclose",
         "fin_due",
         "fully_established",
@@ -122,6 +123,7 @@ class SubflowCore(TcpConnection):
         self.doomed = False
         self.detached = False
         self.due = False
+        self.failed = False
         self.fin_due = False
         self.fastclose = False
         self.room = 0
@@ -393,7 +395,7 @@ class SubflowCore(TcpConnection):
         if self.fastclose and self.conn.remote_key:
             options = MpFastclose(self.conn.remote_key).build()
             self.counters.add("MPTcpExtMPFastcloseTx")
-        elif self.conn.fail_dsn >= 0 and self.doomed:
+        elif self.failed:
             options = self.conn.fail_option()
         self.counters.add("MPTcpExtMPRstTx")
         reason = self.reset_reason if self.reset_reason >= 0 else REASON_UNSPECIFIED
@@ -411,7 +413,6 @@ class SubflowCore(TcpConnection):
         window = (self._receive_window() + (1 << shift) - 1) >> shift << shift
         if window > 65535 << shift:
             window = 65535 << shift
-        self.conn.rx.promise(window)
         edge = (self.rcv_nxt + window) & MASK
         if (edge - self.rcv_right) & MASK < 0x80000000:
             self.rcv_right = edge

@@ -96,7 +96,7 @@ class PathMtu(Scoreboard):
     # -- black holes ----------------------------------------------------------------------------
 
     def _suspect_black_hole(self, now: float) -> None:
-        """The retransmission timer has fired for a full-sized segment: is it its size?
+        """The retransmission timer has fired for a large segment: is it its size?
 
         Certain if smaller ones pass, likely after two in a row. It may as well be a path that is
         dead; then the former size is the first to be tried when data flows again.
@@ -105,13 +105,13 @@ class PathMtu(Scoreboard):
         bases = BASES4 if len(self.local.ip) == 4 else BASES6
         head = self._flight[0]
         full = self._effective_mss
-        smaller = [base for base in bases if base < mtu]
+        length = (head.end - head.seq) & MASK
+        # What it would not fit into: a lone segment of 800 bytes says nothing about 1280.
+        smaller = [base for base in bases if base < mtu and length > full - (mtu - base)]
         if not smaller:
             return
         base = smaller[0]
-        if (head.end - head.seq) & MASK <= full - (mtu - base):
-            return
-        patience = 2 + (len(bases) - len(smaller))
+        patience = 2 + bases.index(base)
         if self._sacked_bytes:
             large = any(tx.sacked and (tx.end - tx.seq) & MASK >= full for tx in self._flight)
             patience += 1 if large else -1

@@ -144,3 +144,11 @@ def test_probing_can_be_switched_off() -> None:
     pair = Pair(up=link(1), down=down, server_app=App(STREAM), server_config=config)
     pair.run_for(30)
     assert pair.client_app.received == b""
+
+
+def test_a_lone_segment_that_only_the_smallest_size_lets_through() -> None:
+    down = link(2, mtu=700)
+    pair = Pair(up=link(1), down=down, server_app=App(STREAM[:750]))
+    pair.run(1100)
+    assert pair.client_app.received == STREAM[:750]
+    assert pair.now - 1000 < 8

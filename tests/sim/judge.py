@@ -23,7 +23,7 @@ _PATIENCE = 2.5
 _PATIENCE_SHARED = 8.0  # small queues, filled by others
 _PATIENCE_BOXES = 20.0  # fall-backs by time-out
 _PATIENCE_LOSSY = 40.0
-_PATIENCE_BLACK_HOLE = 60.0  # time-outs that double, and a smaller segment after each
+_PATIENCE_BLACK_HOLE = 60.0  # time-outs that double; or only a keep-alive tells of a rebinding
 _PATIENCE_DEAD = 75.0
 _PATIENCE_UNREACHABLE = 1000.0  # all of TCP's retries
 _LOSSY = 0.02
@@ -64,7 +64,7 @@ class Judge:
         outages = any(path.outages for path in world.scenario.paths)
         if world.scenario.loss > _LOSSY or (hasty and outages):
             self.patience = _PATIENCE_LOSSY  # one end may be gone: only keep-alives tell
-        if any(path.black_hole for path in world.scenario.paths):
+        if any(path.black_hole or path.rebinds for path in world.scenario.paths):
             self.patience = _PATIENCE_BLACK_HOLE
         self.changed = 0
         # By the flow: a second SYN may bring a new end.
@@ -255,7 +255,9 @@ class Judge:
         client, server = flow.client, flow.server
         hasty = any(host.tcp.user_timeout for host in (scenario.client, scenario.server))
         # A corrupting box makes us reset subflows: for the last DATA_ACK that is as an outage.
-        unsteady = hasty or any(path.outages or path.corrupt for path in scenario.paths)
+        # So is an operator who takes the last address away, and a box that ends subflows.
+        unsteady = hasty or bool(self.world.lost_paths())
+        unsteady |= any(path.outages or path.corrupt for path in scenario.paths)
         if client.got_eof and server.got_eof and unsteady:
             return "everything arrived, the end was cut off"
         if not (client.established and server.established):

@@ -43,7 +43,7 @@ class Monitor:
         self.sent = 0
         self._flows: dict[bytes, _Direction] = {}
         self._data_edges: dict[MptcpConnection, int] = {}
-        self._own_data_edges: dict[MptcpConnection, int] = {}
+        self._own_data_edges: dict[MptcpConnection, tuple[int, int]] = {}
 
     def _flow(self, key: bytes) -> _Direction:
         flow = self._flows.get(key)
@@ -141,16 +141,19 @@ class Monitor:
             flow.own_edge = edge
 
     def _keeps_data_promise(self, flow: _Direction, conn: MptcpConnection, seg: Segment) -> None:
-        # RFC 8684 §3.3.4: the right edge of the connection, on whatever subflow it is told.
+        # RFC 8684 §3.3.4: the right edge of the connection, on whatever subflow it is told. Less
+        # than the unit of the window scale is rounding (RFC 7323 §2.4), and is taken all the same.
         if seg.dss_flags < 0 or not seg.dss_flags & DSS_ACK:
             return
         scale = flow.own_scale if flow.peer_scale >= 0 and flow.own_scale >= 0 else 0
         edge = (seg.data_ack + (seg.window << scale)) & MASK
-        before = self._own_data_edges.get(conn, -1)
+        before, unit = self._own_data_edges.get(conn, (-1, 0))
         back = (before - edge) & MASK
-        if before >= 0 and 0 < back < HALF:
+        unit = max(unit, 1 << scale)
+        if before >= 0 and unit <= back < HALF and seg.window < 65535:
             raise Failure(f"{self.name} takes back {back} bytes of its data window")
-        self._own_data_edges[conn] = edge
+        if before < 0 or (edge - before) & MASK < HALF:
+            self._own_data_edges[conn] = edge, unit
 
     def _within_data_window(self, subflow: Subflow, seg: Segment) -> None:
         edge = self._data_edges.get(subflow.conn)
