@@ -41,8 +41,8 @@ class SubflowCore(TcpConnection):
     (MP_JOIN). ``mptcp`` becomes False when the connection falls back: no option is sent or read
     any more. ``fully_established``: the peer has proved itself on this subflow, data may flow.
     ``stale``: RTOs without progress, so it gets no new data; ``suspect``: a tail loss probe is
-    out. ``failed``: a checksum was wrong, the RST says so (MP_FAIL). ``room`` is the scheduler's input, in bytes; ``weight`` and ``priority`` (0 goes first)
-    are its uplink's.
+    out. ``failed``: a checksum was wrong, its RST says so. ``room`` is the scheduler's input, in
+    bytes; ``weight`` and ``priority`` (0 goes first) are its uplink's.
     """
 
     __slots__ = (
