@@ -29,6 +29,8 @@ from proxy.toml_table import Table, is_interface
 
 MAX_UPLINKS = 8  # as the kernel's limit of endpoints, MPTCP_PM_ADDR_MAX
 MAX_WEIGHT = 31
+MAX_LIMIT = 100_000.0  # Mbit/s
+BYTES_PER_MBIT = 125_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class UplinkConfig:
     """A WAN interface. ``next_hop`` and ``next_hop6`` are packed addresses; ``None`` means the
     interface's own default route. A ``backup`` uplink carries data only when no other can.
     ``weight``: its share under the scheduler ``weighted``. ``slot`` (0 to 7) is which of the
-    engine's addresses it has: its position in the file that the daemon was started with."""
+    engine's addresses it has: its position in the file that the daemon was started with.
+    ``limit_up``: what all connections together may send by it, in Mbit/s of IP packets; 0: any."""
 
     name: str
     interface: str
@@ -51,6 +54,7 @@ class UplinkConfig:
     next_hop6: bytes | None = None
     backup: bool = False
     weight: int = 1
+    limit_up: float = 0.0
     slot: int = 0
 
 
@@ -122,7 +126,7 @@ def _lan(table: Table) -> LanConfig:
 
 def _uplinks(root: Table) -> tuple[UplinkConfig, ...]:
     uplinks: list[UplinkConfig] = []
-    known = ("name", "interface", "next_hop", "next_hop6", "backup", "weight")
+    known = ("name", "interface", "next_hop", "next_hop6", "backup", "weight", "limit_up")
     for table in root.tables("uplink", known, MAX_UPLINKS):
         uplink = UplinkConfig(
             name=table.name("name", NAME, NAME_WANTED),
@@ -131,6 +135,7 @@ def _uplinks(root: Table) -> tuple[UplinkConfig, ...]:
             next_hop6=read_unicast(table, "next_hop6", 6) if "next_hop6" in table else None,
             backup=table.boolean("backup", False),
             weight=table.integer("weight", 1, MAX_WEIGHT, 1),
+            limit_up=table.number("limit_up", 0, MAX_LIMIT, 0.0),
             slot=len(uplinks),
         )
         for index, other in enumerate(uplinks):

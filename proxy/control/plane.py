@@ -11,6 +11,7 @@ from proxy.control.fields import Request
 from proxy.control.server import Command
 from proxy.control.sockets import SocketCommands
 from proxy.control.sysctls import Sysctls
+from proxy.control.uplinks import UplinkCommands
 from proxy.control.userspace import UserspaceCommands
 from proxy.pm.base import Endpoint
 from proxy.pm.base import factory as path_manager
@@ -46,6 +47,7 @@ class ControlPlane:
         self._endpoints = EndpointCommands(stack, self.events, clock, own)
         self._userspace = UserspaceCommands(stack, clock, own)
         self._sockets = SocketCommands(flows, status, clock)
+        self._uplinks = UplinkCommands(stack)
         self._sysctls = Sysctls(stack, manager, self._use)
 
     def commands(self) -> dict[str, Command]:
@@ -64,6 +66,7 @@ class ControlPlane:
             "subflow-create": program.create_subflow,
             "subflow-destroy": program.destroy_subflow,
             "sysctl": self._sysctls.command,
+            "uplink-limit": self._uplinks.limit,
             "counters": lambda r: dict(self._stack.counters),
             "sockets": self._sockets.sockets,
             "connection": self._sockets.connection,

@@ -14,6 +14,7 @@ from typing import Any
 from proxy.control.events import Deliver, EventHub
 from proxy.control.fields import CommandError, Request, token
 from proxy.control.merge import add_counters, merged_status
+from proxy.control.uplinks import megabits
 from proxy.errors import MptcpProxyError
 from proxy.relay.flow import worker_of
 
@@ -166,6 +167,7 @@ class WorkerCommands:
         self._started = time.monotonic()
         self._settings: list[Request] = []
         self._sysctls: dict[str, object] = {}
+        self._limits: dict[str, float] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._gone: dict[str, int] = {}
         self._gone_uplinks: dict[str, tuple[int, int]] = {}
@@ -178,6 +180,7 @@ class WorkerCommands:
             "sockets": self._sockets,
             "connection": self._connection,
             "sysctl": self._sysctl,
+            "uplink-limit": self._uplink_limit,
             "get-addr": lambda r: self._of_token(r) if "token" in r else self._ask_one(r),
             "get-limits": self._ask_one,
         }
@@ -193,6 +196,8 @@ class WorkerCommands:
             await link.request(request)
         for name, value in self._sysctls.items():
             await link.request({"command": "sysctl", "name": name, "value": value})
+        for uplink, rate in self._limits.items():
+            await link.request({"command": "uplink-limit", "uplink": uplink, "up": rate})
 
     def ended(self, index: int) -> None:
         """What a worker counted that has ended stays in the sums, as far as it was ever asked."""
@@ -262,13 +267,25 @@ class WorkerCommands:
             self._sysctls[str(request["name"])] = request["value"]
         return result
 
+    async def _uplink_limit(self, request: Request) -> object:
+        """Each worker has its part of the limit, since they share nothing while they send."""
+        rate = megabits(request)
+        if rate is None:
+            result = await self._ask_one(request)
+        else:
+            async with self.lock:
+                part = rate / self._count
+                result = await self._tell_all({**request, "up": part})
+                self._limits[str(request["uplink"])] = part
+        return {**result, "up": result["up"] * self._count}
+
     async def _change(self, request: Request) -> object:
         async with self.lock:
             result = await self._tell_all(request)
             self._settings = await _settings_of(self._some()[0])
         return result
 
-    async def _tell_all(self, request: Request) -> object:
+    async def _tell_all(self, request: Request) -> Any:
         """One worker is asked first: what it refuses the others would refuse as well."""
         first, *others = self._some()
         result = await first.request(_fields(request))
@@ -276,7 +293,7 @@ class WorkerCommands:
             await _ignoring(link.request(_fields(request)))
         return result
 
-    async def _ask_one(self, request: Request) -> object:
+    async def _ask_one(self, request: Request) -> Any:
         return await self._some()[0].request(_fields(request))
 
     async def _ask(self, index: int, request: Request) -> object:

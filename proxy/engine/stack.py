@@ -29,6 +29,7 @@ from proxy.tcp.config import TcpConfig
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
 from proxy.tcp.host import Packet, Pollable, Rng
+from proxy.tcp.limit import RateLimit
 from proxy.tcp.memory import MemoryBudget
 from proxy.tcp.path_mtus import PathMtus
 from proxy.wire import icmp
@@ -97,6 +98,7 @@ class Stack:
         self.public_addresses: Mapping[bytes, bytes] = {}
         self.path_manager: Callable[[], PathManager] = path_manager_factory("passive")
         # Bytes sent and received by the subflows of each uplink that are gone.
+        self.limits: dict[str, RateLimit] = {}
         self.retired: dict[str, tuple[int, int]] = {}
         self.listener: Listener | None = None
         self.demux = Demux()
@@ -215,6 +217,11 @@ class Stack:
     def answer_unreachable(self, syn: Segment, why: icmp.Unreachable) -> None:
         """Tell the sender of ``syn`` that its destination cannot be reached (RFC 1122 §3.2.2.1)."""
         self.transmit([icmp.build_unreachable(syn, why)])
+
+    def set_limit(self, uplink: str, rate: float) -> None:
+        """All subflows that leave by ``uplink`` send ``rate`` bytes a second at most; 0: any."""
+        limit = self.limits.setdefault(uplink, RateLimit())
+        limit.rate = rate
 
     # -- Host: what connections ask of their stack ----------------------------------------------
 

@@ -131,6 +131,7 @@ class _Scratch:
         self.local_addresses = stack.local_addresses
         self.public_addresses = stack.public_addresses
         self.path_manager = stack.path_manager
+        self.limits = stack.limits
         self.packets: list[Packet] = []
 
     def transmit(self, packet: Packet) -> None:

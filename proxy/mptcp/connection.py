@@ -74,7 +74,7 @@ class MptcpConnection(FallingBack):
         self.syn_payload = syn_payload
         self.state = State.SYN_SENT
         subflow = self._new_subflow(local, remote, active=True, initial=True)
-        subflow.uplink = uplink
+        subflow.leave_by(uplink)
         self.initial = subflow
         if mptcp:
             host.tokens[key.token] = self

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from proxy.pm.base import Endpoint, PathManager
     from proxy.seg import Segment
     from proxy.tcp.connection import TcpConnection
+    from proxy.tcp.limit import RateLimit
     from proxy.wire.address import Address
 
 __all__ = ["MptcpConfig", "MptcpHost"]
@@ -36,6 +37,8 @@ class MptcpHost(Host, Protocol):
     """The endpoints of this host, as in ``ip mptcp endpoint``; may be replaced while running."""
     public_addresses: Mapping[bytes, bytes]
     """By which address the peer knows one of ours, where a NAT of this host stands between."""
+    limits: dict[str, RateLimit]
+    """By uplink: the rate that all subflows which leave by it share."""
     path_manager: Callable[[], PathManager]
     """Makes the path manager of one new connection."""
 

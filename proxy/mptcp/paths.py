@@ -138,7 +138,7 @@ class Paths(Receiving):
         subflow.local_id = local_id
         subflow.remote_id = remote_id
         subflow.backup = backup
-        subflow.uplink = uplink
+        subflow.leave_by(uplink)
         subflow.local_nonce = keys.nonce(self.host.rng)
         self.host.counters.add("MPTcpExtMPJoinSynTx")
         subflow.connect(now)

@@ -8,6 +8,7 @@ from proxy.mptcp import keys
 from proxy.mptcp.mapping import MASK, RxMapping, TxMapping, TxMappings
 from proxy.seg import Segment, dss_checksum, dss_option
 from proxy.tcp.connection import TcpConnection
+from proxy.tcp.limit import RateLimit
 from proxy.tcp.states import State
 from proxy.wire.mptcp_options import (
     MP_FAIL,
@@ -170,6 +171,15 @@ class SubflowCore(TcpConnection):
             self.conn.doomed.append(self)
             self.host.wake(self.conn)
 
+    def leave_by(self, uplink: str | None) -> None:
+        """Use this uplink, and share its rate with all that do."""
+        self.uplink = uplink
+        if uplink is not None:
+            limits = self.conn.host.limits
+            if uplink not in limits:
+                limits[uplink] = RateLimit()
+            self.limit = limits[uplink]
+
     # -- what the scheduler asks -------------------------------------------------------------
 
     def burst(self, pending: int, window_left: int, now: float) -> int:
@@ -206,7 +216,7 @@ class SubflowCore(TcpConnection):
     def next_release(self, now: float) -> float:
         """When pacing lets new data go, if nothing else is in the way; else infinite."""
         at = self._pace_next
-        if at <= now or not self.pacing_rate or self._lost_bytes:
+        if at <= now or self._lost_bytes:
             return _INFINITE
         if self.cwnd - self.bytes_in_flight < self._effective_mss and self.bytes_in_flight:
             return _INFINITE

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 from proxy.config import ProxyConfig
+from proxy.config.proxy import BYTES_PER_MBIT
 from proxy.convert.auth import NONCE_LENGTH, Client, Reply
 from proxy.convert.tlv import Error, ErrorCode
 from proxy.engine.stack import Application, Stack
@@ -204,6 +205,8 @@ class LanRelay:
         self.gateway = Address(config.gateway.address, config.gateway.port)
         self.client = Client(config.gateway.client, config.gateway.secret, config.gateway.service)
         self.uplinks = uplink_health(config)
+        for uplink in config.uplinks:
+            stack.set_limit(uplink.name, uplink.limit_up * BYTES_PER_MBIT / config.workers)
         self.endpoints = {uplink.local_ip: _endpoint(uplink) for uplink in self.uplinks}
         self.hotplug = Hotplug(stack, lambda: list(self.endpoints), self._uplink_lost)
         self.tell: Callable[[str, dict[str, object]], None] = lambda name, attributes: None

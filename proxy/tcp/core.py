@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from proxy.tcp.buffers import Buffer
     from proxy.tcp.config import TcpConfig
     from proxy.tcp.host import Host
+    from proxy.tcp.limit import RateLimit
     from proxy.tcp.reassembly import Reassembly
     from proxy.tcp.transmission import Transmission
     from proxy.wire.address import Address
@@ -97,7 +98,7 @@ class ConnectionCore:
         "_delivered", "_delivered_at", "_rate_sent_at", "delivery_rate", "_bubble_end",
         "_lost_total", "_lost_told",
         # pacing
-        "pacing_rate", "_pace_next",
+        "pacing_rate", "_pace_next", "limit", "_booked",
         # receiving
         "_received", "_reassembly", "_fin_at", "fin_received", "eof", "receivable",
         "_ack_state", "_ack_options_due", "_unacked_bytes", "_quick_acks", "_rcv_mss", "_dsack",
@@ -228,6 +229,8 @@ class ConnectionCore:
         self._bubble_end = -1  # what is sent until this much is delivered is app-limited
         self._lost_total = self._lost_told = 0
         self._pace_next = 0.0
+        self.limit: RateLimit | None = None  # what it shares with all that use the same uplink
+        self._booked = 0  # bytes of it that are taken and not yet sent
         self.rto_count = self._probe_count = self._keepalive_sent = 0
         self.last_received = self.last_progress = 0.0
         self._stalled_since: float = INFINITE

@@ -120,7 +120,6 @@ class Output(Segments):
         if not flight:
             self._restart_after_idle(now)
         sent = now >= self._mtu_search_at and self._probe_path(now)
-        rate = self.pacing_rate
         if (
             self._pace_next + PACE_SLACK < now
             and (self._limited_until - self.snd_nxt) & MASK > 1
@@ -133,7 +132,7 @@ class Output(Segments):
             room = self.cwnd - self.bytes_in_flight
             window = self.snd_wnd - ((self.snd_nxt - self.snd_una) & MASK)
             if size:
-                if rate and now < self._pace_next:
+                if now < self._pace_next or self._must_queue(now):
                     self._pace_at = self._pace_next
                     break
                 count = self._sendable(size, room, window, now)
@@ -152,8 +151,17 @@ class Output(Segments):
         elif not flight and self._loss_kind == LOSS_TIMER_OFF:
             self._schedule_loss_timer(now)
 
+    def _must_queue(self, now: float) -> bool:
+        """Whether others have taken the time of the uplink's limit; then ours is booked."""
+        limit = self.limit
+        if limit is None or self._booked or limit.free_at <= now or not limit.rate:
+            return False
+        self._booked = 2 * self._effective_mss
+        self._pace_next = limit.book(self._booked, now)
+        return now < self._pace_next
+
     def _burst_size(self, rate: float, now: float) -> int:
-        """Bytes that may leave back to back at a pacing ``rate``, at least two segments.
+        """Bytes that may leave back to back at a pacing ``rate`` (0: any), at least two segments.
 
         What a timer that is late has missed leaves at once anyway: then as one super-segment.
         """
@@ -162,10 +170,15 @@ class Output(Segments):
             late = PACE_BURST
         elif late < 0.0:
             late = 0.0
-        burst = int(rate * (PACE_BURST + late))
+        burst = int(rate * (PACE_BURST + late)) if rate else MAX_PAYLOAD
         halvings = self.min_rtt / BURST_HALF_LIFE
         if halvings < 6.0:
             burst += MAX_PAYLOAD >> int(halvings)
+        limit = self.limit
+        if limit is not None and limit.rate:
+            shared = int(limit.rate * PACE_BURST)
+            if shared < burst:
+                burst = shared
         mss = self._effective_mss
         return burst - burst % mss if burst > 2 * mss else 2 * mss
 
@@ -174,7 +187,7 @@ class Output(Segments):
         mss = self._effective_mss
         count = MAX_PAYLOAD - MAX_PAYLOAD % mss
         rate = self.pacing_rate
-        if rate:
+        if rate or self.limit is not None:
             burst = self._burst_size(rate, now)
             if burst < count:
                 count = burst
@@ -252,7 +265,7 @@ class Output(Segments):
         state = self.state
         if (state is not ESTABLISHED and state is not CLOSE_WAIT) or self._fin_queued:
             return 0
-        if self._lost_bytes or (self.pacing_rate and now < self._pace_next):
+        if self._lost_bytes or now < self._pace_next or self._must_queue(now):
             return 0
         if not self._flight:
             self._restart_after_idle(now)  # what is queued now could not be moved elsewhere later
@@ -288,7 +301,7 @@ class Output(Segments):
             if not tx.lost:
                 index += 1
                 continue
-            if self.pacing_rate and now < self._pace_next:
+            if now < self._pace_next or self._must_queue(now):
                 self._pace_at = self._pace_next
                 break
             room = self.cwnd - self.bytes_in_flight
@@ -307,7 +320,7 @@ class Output(Segments):
         mss = self._effective_mss
         allowed = limit - limit % mss if limit > mss else mss
         allowed = min(allowed, MAX_PAYLOAD - MAX_PAYLOAD % mss, self._segment_limit(tx.seq))
-        if self.pacing_rate:
+        if self.pacing_rate or self.limit is not None:
             allowed = min(allowed, self._burst_size(self.pacing_rate, now))
         if length - (1 if tx.fin else 0) > allowed:
             self._split(index, allowed)

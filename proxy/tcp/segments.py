@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from proxy.tcp.transmission import Transmission
 
 HALF = 0x80000000
+PACKET_OVERHEAD = 80
+"""Bytes of a data packet before its payload: IPv4 and TCP with timestamps and a DSS."""
 PACE_SLACK = 0.004
 """How much unused sending time may be made up for: timers of the loop are late by about 1 ms."""
 
@@ -75,6 +77,12 @@ class Segments(ConnectionCore):
             earliest = now - PACE_SLACK
             start = self._pace_next
             self._pace_next = (earliest if start < earliest else start) + length / rate
+        limit = self.limit
+        if limit is not None and limit.rate:
+            # Headers count: the options are full ones, since it is data that fills a line.
+            size = length + (max(length - 1, 0) // self._effective_mss + 1) * PACKET_OVERHEAD
+            limit.book(size - self._booked, now)
+            self._booked = 0
         self._quick_acks = 0  # data flows our way too: ACKs may ride on it (Linux: pingpong)
         if full_ack:
             self._ack_was_sent()

@@ -174,12 +174,12 @@ class Daemon:
         answer = self.command("status", "--json", "--socket", str(self.socket)).stdout
         return dict(json.loads(answer))
 
-    def query(self, command: str) -> dict[str, Any]:
+    def query(self, command: str, **arguments: object) -> dict[str, Any]:
         """As ``status``, without a process for each question: for what asks many a second."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(5)
             sock.connect(str(self.socket))
-            sock.sendall(json.dumps({"id": 1, "command": command}).encode() + b"\n")
+            sock.sendall(json.dumps({"id": 1, "command": command, **arguments}).encode() + b"\n")
             with sock.makefile("rb") as lines:
                 reply = json.loads(lines.readline())
         if "result" not in reply:

@@ -16,6 +16,7 @@ from proxy.seg import Segment, gro_merge, parse
 from proxy.tcp.config import TcpConfig
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
+from proxy.tcp.limit import RateLimit
 from proxy.tcp.memory import MemoryBudget
 from proxy.tcp.path_mtus import PathMtus
 from proxy.tcp.states import State
@@ -42,6 +43,7 @@ class TestHost:
         self.rng = random.Random(seed)
         self.secret = self.rng.randbytes(16)
         self.path_mtus = PathMtus()
+        self.limits: dict[str, RateLimit] = {}
         self.tcp_config = config or TcpConfig()
         self.counters = CounterTable()
         self.memory = MemoryBudget(self.tcp_config.memory, self.counters)

@@ -201,6 +201,8 @@ def _toml(value: object) -> str:
         ("backup = false", 'backup = "no"', "uplink[1].backup: must be true or false"),
         ("backup = false", "weight = 0", "uplink[1].weight: must be an integer from 1 to 31"),
         ("backup = false", "weight = 32", "uplink[1].weight: must be an integer from 1 to 31"),
+        ("backup = false", "limit_up = -1", "uplink[1].limit_up: must be a number from 0 to 1"),
+        ("backup = false", 'limit_up = "5M"', "uplink[1].limit_up: must be a number from 0 to 1"),
         ("backup = false", "backup = 0", "uplink[1].backup: must be true or false, not 0"),
         ('"u2"', '"u1"', "uplink[1].interface: uplink[0] uses that interface already"),
         ('"lte"', '"fibre"', "uplink[1].name: uplink[0] has that name already"),

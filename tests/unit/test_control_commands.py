@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from proxy.control.fields import CommandError
 from proxy.control.plane import ControlPlane
 from proxy.control.server import ControlServer
 from proxy.mptcp.connection import MptcpConnection
@@ -391,3 +392,32 @@ def test_events_have_the_attributes_of_the_kernel() -> None:
     assert joined["uplink"] == "u1"
     assert isinstance(joined["time"], float)
     assert Endpoint(client_ip(1), 2).id == joined["loc-id"]
+
+
+def test_the_limit_of_an_uplink_is_told_and_set() -> None:
+    box = Plane().open()
+    command = box.plane.commands()["uplink-limit"]
+    assert command({"uplink": "u0"}) == {"uplink": "u0", "up": 0.0}
+    assert command({"uplink": "u0", "up": 12.5}) == {"uplink": "u0", "up": 12.5}
+    initial = box.pair.client.initial
+    assert initial is not None
+    assert initial.limit is box.host.limits["u0"]
+    assert initial.limit.rate == 12.5e6 / 8
+
+
+@pytest.mark.parametrize(
+    ("request_", "errno", "words"),
+    [
+        ({"uplink": "u9"}, "ENODEV", "no uplink u9"),
+        ({}, "EINVAL", "missing uplink"),
+        ({"uplink": "u0", "up": -1}, "EINVAL", "a number from 0 to 100000"),
+        ({"uplink": "u0", "up": True}, "EINVAL", "a number from 0 to 100000"),
+    ],
+)
+def test_a_limit_that_cannot_be_set_is_refused(
+    request_: dict[str, object], errno: str, words: str
+) -> None:
+    command = Plane().open().plane.commands()["uplink-limit"]
+    with pytest.raises(CommandError, match=words) as refused:
+        command(request_)
+    assert refused.value.errno_name == errno
