@@ -223,14 +223,11 @@ class Handover:
         while self._inbox:
             self._act(self._inbox.popleft(), now)
 
-    def flush(self) -> bool:
-        """Send what had to wait; True when nothing waits any more."""
+    def flush(self) -> None:
+        """Send what had to wait, as far as there is room."""
         for worker, waiting in self._waiting.items():
-            while waiting:
-                if not self._channel.send(worker, waiting[0]):
-                    return False
+            while waiting and self._channel.send(worker, waiting[0]):
                 waiting.popleft()
-        return True
 
     @property
     def waiting(self) -> bool:

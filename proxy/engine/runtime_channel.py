@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from proxy.engine.handover import MAX_MESSAGE
 
@@ -35,17 +35,12 @@ class SocketChannel:
     def __init__(self, inlet: socket.socket, outlets: Mapping[int, socket.socket]) -> None:
         self._inlet = inlet
         self._outlets = outlets
-        self.blocked: Callable[[int], None] | None = None
-        """Called with the descriptor that ``send`` found no room in."""
 
     def send(self, worker: int, *parts: bytes) -> bool:
         """Send one message; False when there is no room."""
-        outlet = self._outlets[worker]
         try:
-            outlet.sendmsg(parts)
+            self._outlets[worker].sendmsg(parts)
         except OSError:  # EAGAIN, ENOBUFS, or EMSGSIZE where the buffer is the default one
-            if self.blocked is not None:
-                self.blocked(outlet.fileno())
             return False
         return True
 

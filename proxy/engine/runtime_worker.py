@@ -41,6 +41,7 @@ EXIT_NO_DEVICE = 3
 
 # Another worker that does not answer for so long (seconds) is being started itself.
 _SYNC_TIMEOUT = 1.0
+_RETRY = 0.005  # seconds until there may be room in another worker's queue
 _PR_SET_PDEATHSIG = 1
 
 
@@ -111,7 +112,7 @@ class WorkerRuntime(Runtime):
         self._handover = handover
         self._channel = channel
         self._opened = False
-        channel.blocked = self._on_blocked
+        self._retry: asyncio.TimerHandle | None = None
         loop.add_reader(channel.fileno(), self._on_message)
 
     async def sync(self) -> None:
@@ -130,23 +131,24 @@ class WorkerRuntime(Runtime):
             except Exception:
                 self._internal_error()
         super().turn()
+        if self._handover.waiting and self._retry is None:
+            self._retry = self.loop.call_later(_RETRY, self._on_retry)
 
     def stop(self) -> None:
         """See ``Runtime``."""
         self.loop.remove_reader(self._channel.fileno())
         super().stop()
+        if self._retry is not None:
+            self._retry.cancel()
 
     def _on_message(self) -> None:
         self._handover.read()
         self.turn()
 
-    def _on_blocked(self, descriptor: int) -> None:
-        if self._handover.waiting:
-            self.loop.add_writer(descriptor, self._on_room, descriptor)
-
-    def _on_room(self, descriptor: int) -> None:
-        self.loop.remove_writer(descriptor)
+    def _on_retry(self) -> None:
+        self._retry = None
         self._handover.flush()
+        self.turn()
 
 
 def run(boot: Boot) -> int:
