@@ -76,6 +76,8 @@ def _many(first: int, last: int, keep_going: bool) -> int:
                 break
         slowest = max(slowest, (time.monotonic() - start, seed))
         stall = max(stall, (world.judge.longest_stall, seed))
+        if (seed - first) % 500 == 499:
+            print(f"... {seed}, {len(failed)} failed", file=sys.stderr, flush=True)
     span = time.monotonic() - began
     count = seed - first + 1
     print(

@@ -12,7 +12,7 @@ import pytest
 from tests.sim.scenario import draw
 from tests.sim.world import World
 
-FIRST, LAST = 0, 999
+FIRST, LAST = 0, 1999
 CHUNK = 25
 
 
