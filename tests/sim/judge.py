@@ -111,6 +111,9 @@ class Judge:
             return
         up_since = max(up_since, watch.paths_since)
         for end in (flow.client, flow.server):
+            if end.peer.done_at is not None:
+                self._notices(flow, end, up_since)
+                continue
             if end.choked():
                 stall = _stall(now, end.room_at, up_since, end.room_at)
                 if stall > self.patience:
@@ -118,19 +121,24 @@ class Judge:
             if not end.starved():
                 continue
             stall = _stall(now, end.progress_at, up_since, end.peer.waited_for_since())
-            if end.peer.done_at is not None:
-                # Nothing will come; the worst way to learn it are keep-alives.
-                forgotten = self.world.scenario.paths[flow.plan.path].rebinds
-                limit = _PATIENCE_UNREACHABLE if forgotten else _PATIENCE_DEAD
-                if stall > limit and now - end.peer.done_at > limit:
-                    raise Failure(f"{end.name} does not notice that {end.peer.name} is gone")
-                continue
             watch.stall = max(watch.stall, stall)
             if stall > self.patience:
                 raise Failure(
                     f"{end.name} waits for {now - end.progress_at:.1f} s, "
                     f"paths {sorted(paths)} carry packets since {now - up_since:.1f} s"
                 )
+
+    def _notices(self, flow: Flow, end: End, up_since: float) -> None:
+        # Nothing will come; the worst way to learn it are keep-alives.
+        if not (end.choked() or end.starved()):
+            return
+        now = self.world.now
+        done_at = end.peer.done_at or now
+        forgotten = self.world.scenario.paths[flow.plan.path].rebinds
+        limit = _PATIENCE_UNREACHABLE if forgotten else _PATIENCE_DEAD
+        since = max(done_at, end.progress_at)
+        if _stall(now, since, up_since, since) > limit:
+            raise Failure(f"{end.name} does not notice that {end.peer.name} is gone")
 
     def _measure_darkness(self, watch: _Watch, now: float) -> None:
         """For how long there was no path, also while nothing happened."""
