@@ -14,7 +14,8 @@ tshark:tshark tcpdump:tcpdump ethtool:ethtool conntrack:conntrack redis-server:r
 psql:postgresql-client"
 # A Docker engine is much to install unasked: the tests with containers are skipped without one,
 # but not in CI.
-container_packages="dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap"
+container_packages="dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap
+systemd-nspawn:systemd-container"
 bench_packages="ss-server:shadowsocks-libev socat:socat haproxy:haproxy mptcpize:mptcpize"
 
 say() { printf 'setup: %s\n' "$*"; }

@@ -28,6 +28,7 @@ _COMMANDS = (
     "monitor",
     "nstat",
     "sysctl",
+    "completion",
 )
 _EPILOG = """\
 exit status: 0 success; 1 a failure while running; 2 a mistake in the command line or in the

@@ -7,13 +7,17 @@ is wrong itself (or asks for more than one path can give).
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab.daemons import Boxes, boxes
+from tests.lab.debian import bootstrap
 from tests.lab.link import LinkSpec
 from tests.lab.servers import Nginx
 from tests.lab.topology import Topology, topology
@@ -53,6 +57,17 @@ def home(lab: Topology) -> Iterator[Boxes]:
     """Both boxes, started once a module; at its end they must leave nothing."""
     with running(lab) as both:
         yield both
+
+
+@pytest.fixture(scope="session")
+def debian() -> Iterator[Path]:
+    """A bare Debian, made once a session; not to be changed."""
+    directory = Path(tempfile.mkdtemp(prefix="mplab-debian-", dir="/var/tmp"))
+    try:
+        bootstrap(directory / "tree")
+        yield directory / "tree"
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,14 +22,6 @@ from tests.lab.waiting import wait_for
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("dockerd", "docker", "docker-compose", "debootstrap")
 BASE = "debian:bookworm-slim"
-_SUITE = "bookworm"
-_SUPERFLUOUS = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man")
-
-
-def missing_tools() -> list[str]:
-    """Programs that the tests with containers need and this machine has not."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    return [tool for tool in TOOLS if shutil.which(tool, path=path) is None]
 
 
 class Engine:
@@ -99,20 +91,11 @@ class Engine:
         """``docker-compose`` on the project's own file."""
         return self.run("docker-compose", "-p", "lab", *argv, check=check, timeout=timeout)
 
-    def import_base(self) -> None:
+    def import_base(self, tree: Path) -> None:
         """Makes the image that the container file starts from: a Debian without anything."""
-        tree = self.directory / "debian"
-        self.run("debootstrap", "--variant=minbase", "--include=ca-certificates", _SUITE, str(tree))
-        for name in _SUPERFLUOUS:
-            shutil.rmtree(tree / name, ignore_errors=True)
-            (tree / name).mkdir(parents=True)
-        # What this machine trusts, the build inside shall trust too.
-        certificates = "etc/ssl/certs/ca-certificates.crt"
-        shutil.copy(f"/{certificates}", tree / certificates)
         archive = self.directory / "debian.tar"
         self.run("tar", "-C", str(tree), "-cf", str(archive), ".")
         self.run("docker", "import", str(archive), BASE)
-        shutil.rmtree(tree)
         archive.unlink()
 
     def build(self) -> None:

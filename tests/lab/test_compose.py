@@ -9,15 +9,17 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab.docker import Engine, engine, missing_tools
+from tests.lab.debian import missing
+from tests.lab.docker import TOOLS, Engine, engine
 from tests.lab.namespaces import Namespaces
 from tests.lab.waiting import wait_for
 
-MISSING = missing_tools()
+MISSING = missing(TOOLS)
 IN_CI = os.environ.get("CI") == "true"
 FIBRE = 50  # Mbit/s, as in docker-compose.yml
 
@@ -57,11 +59,10 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    assert not MISSING, f"not installed: {', '.join(MISSING)}"
+def demo(debian: Path) -> Iterator[Demo]:
     with engine() as docker, Namespaces() as namespaces:
         with docker.running():
-            docker.import_base()
+            docker.import_base(debian)
             docker.build()
         with docker.running(namespaces.create("docker")):
             try:

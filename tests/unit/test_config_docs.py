@@ -68,3 +68,13 @@ def test_the_examples_are_valid(tmp_path: Path, role: str) -> None:
     file.write_text((ROOT / "deploy" / f"{role}.toml.example").read_text())
     write_secret(tmp_path / "home-1.key", SECRET)
     assert config.load(file).role == role
+
+
+@pytest.mark.parametrize(
+    "home", sorted((ROOT / "deploy" / "homes").glob("*.toml")), ids=lambda f: f.stem
+)
+def test_the_files_of_typical_homes_are_valid(tmp_path: Path, home: Path) -> None:
+    file = tmp_path / "proxy.toml"
+    file.write_text(home.read_text())
+    write_secret(tmp_path / "home-1.key", SECRET)
+    assert isinstance(config.load(file), config.ProxyConfig)

@@ -1,0 +1,38 @@
+"""A bare Debian in a directory: what containers and packages are tried on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.namespaces import LabError
+
+SUITE = "bookworm"
+_SUPERFLUOUS = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man")
+
+
+def missing(tools: Sequence[str]) -> list[str]:
+    """Those of ``tools`` that this machine has not."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    return [tool for tool in tools if shutil.which(tool, path=path) is None]
+
+
+def bootstrap(tree: Path) -> None:
+    """Makes a minimal Debian at ``tree`` that trusts whom this machine trusts."""
+    run("debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, str(tree))
+    for name in _SUPERFLUOUS:
+        shutil.rmtree(tree / name, ignore_errors=True)
+        (tree / name).mkdir(parents=True)
+    certificates = "etc/ssl/certs/ca-certificates.crt"
+    shutil.copy(f"/{certificates}", tree / certificates)
+
+
+def run(*argv: str, timeout: float = 600.0) -> str:
+    """Runs a command to its end and returns its output; LabError with that if it fails."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise LabError(f"{' '.join(argv)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout
