@@ -70,7 +70,12 @@ need "$runtime_packages"
 if [ "${1:-}" != --runtime ]; then
     need "$test_packages"
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
-    [ "${CI:-}" != true ] || need "$container_packages"
+    if [ "${CI:-}" = true ]; then
+        need "$container_packages"
+        # The package is built for the system's own Python.
+        /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+        ls /usr/include/python3.*/Python.h >/dev/null 2>&1 || missing="$missing python3-dev"
+    fi
 fi
 [ "${1:-}" != --bench ] || need "$bench_packages"
 find_python

@@ -18,9 +18,16 @@ def test_bash_completes_commands_and_options(
     assert main(["completion", "bash"]) == 0
     script = tmp_path / "mptcp-proxy"
     script.write_text(capsys.readouterr().out)
-    ask = f"""source {script}
-        COMP_WORDS=(mptcp-proxy endp); COMP_CWORD=1; _shtab_mptcp_proxy; echo "${{COMPREPLY[@]}}"
-        COMP_WORDS=(mptcp-proxy status --js); COMP_CWORD=2; _shtab_mptcp_proxy; echo "${{COMPREPLY[@]}}"
+    ask = f"""
+        source {script}
+        complete_words() {{
+            COMP_WORDS=("$@")
+            COMP_CWORD=$(($# - 1))
+            _shtab_mptcp_proxy
+            echo "${{COMPREPLY[@]}}"
+        }}
+        complete_words mptcp-proxy endp
+        complete_words mptcp-proxy status --js
     """
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["endpoint", "--json"]
