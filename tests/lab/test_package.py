@@ -23,7 +23,7 @@ UNITS = ("mptcp-gateway", "mptcp-proxy")
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(bool(MISSING) and not IN_CI, reason=f"not installed: {', '.join(MISSING)}"),
 ]
 
