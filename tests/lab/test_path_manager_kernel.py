@@ -32,6 +32,7 @@ from tests.lab.kernel import (
 from tests.lab.namespaces import Namespace
 from tests.lab.waiting import wait_for
 
+FIRST = 0.15  # seconds; ten round trips
 SETTLED = 0.8  # seconds without a new subflow; the links have 10 ms
 FLAGS = {"signal": 1, "subflow": 2, "backup": 4, "fullmesh": 8, "laminar": 32}
 WATCHED = ("AddAddr", "MPJoinSynRx", "MPJoinSynBackupRx", "MPJoinAckRx", "MPPrioRx", "MPRstRx")
@@ -140,6 +141,8 @@ def observe(lab: KernelLab, listener: Any, names: dict[str, int], before: dict[s
     """Wait until nothing changes any more, then look."""
     peer, _ = listener.accept()
     with peer:
+        # Announcements come first: which of two crossing packets is the first is chance.
+        silence(FIRST)
         peer.sendall(b"x")  # so that the initiator is fully established
         last = subflows(lab, names)
         while True:
@@ -167,7 +170,6 @@ def kernels(lab: KernelLab, listener: Any, situation: Situation) -> Seen:
         sock.bind((host_address(1), 0))
         sock.settimeout(5)
         sock.connect((SERVER4, PORT))
-        sock.sendall(b"x")
         seen = observe(lab, listener, names, before)
     done(lab)
     return seen
@@ -181,7 +183,7 @@ def engines(lab: KernelLab, listener: Any, situation: Situation, log: Path) -> S
         words += ["--endpoint", f"{engine_address(number)}={flags}"]
     if not situation.ours:
         words += ["--endpoint", "10.91.9.9="]  # none with a flag
-    words += ["--limits", *map(str, situation.limits), "--send", "1", "--hold"]
+    words += ["--limits", *map(str, situation.limits), "--send", "0", "--hold"]
     before = counters(lab.kernel)
     engine = Engine(
         lab, "connect", "--tun", TUN, "--remote", f"{SERVER4}:{PORT}", *words, log=log / "log"
