@@ -157,7 +157,7 @@ class Handover:
                 return True
             return False
         if token is not None:
-            return self._must_wait(key)
+            return token in self._stack.tokens and not self._claim_early(key)
         holder = self._claimed.get(key)
         if holder is None:
             self._read()
@@ -170,7 +170,7 @@ class Handover:
     def registered(self, key: bytes) -> None:
         """The stack has a connection with that flow key."""
         home = self.hash(key)
-        if home != self.share.index:
+        if home != self.share.index and key not in self._away:
             self._away[key] = home
             self._tell(home, Kind.CLAIM, _packed(key))
 
@@ -242,13 +242,19 @@ class Handover:
     def _count(self, name: str) -> None:
         self._stack.counters.add(name)
 
-    def _must_wait(self, key: bytes) -> bool:
-        """Whether a join must be sent again, for its claim would come too late."""
+    def _claim_early(self, key: bytes) -> bool:
+        """Claim what joins before it is answered; False when it must be sent again, as the claim
+        would come too late."""
         home = self.hash(key)
-        if home == self.share.index or not self._waiting[home]:
-            return False
+        if home == self.share.index or key in self._away:
+            return True
+        if not self._waiting[home]:
+            claim = _packed(key)
+            if self._channel.send(home, self._head(Kind.CLAIM), claim):
+                self._away[key] = home
+                return True
         self._count("WorkerHandoverDropped")
-        return True
+        return False
 
     def _pass_on(self, owner: int, packet: bytes, now: float) -> None:
         if self._strays.take(now):

@@ -296,6 +296,8 @@ class Stack:
         self.counters.add("MPTcpExtMPJoinSynRx")
         if connection is not None:
             connection.on_join(syn, now)
+            if self.handover is not None and self.demux.find(syn.key) is None:
+                self.handover.forgotten(syn.key)  # it was claimed, and then refused
             return
         # RFC 8684 §3.2: an unknown token is answered with a RST; reason 1 as Linux sends it.
         self.counters.add("MPTcpExtMPJoinNoTokenFound")

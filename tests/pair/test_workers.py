@@ -52,8 +52,9 @@ class Listener:
 class Box:
     """A client with three addresses, and workers at the server."""
 
-    def __init__(self, count: int, seed: int = 1) -> None:
+    def __init__(self, count: int, seed: int = 1, loss: float = 0.0) -> None:
         self.rng = random.Random(seed)
+        self.loss = loss
         self.now = 100.0
         self.count = count
         self.queues: list[list[bytes]] = [[] for _ in range(count)]
@@ -96,6 +97,8 @@ class Box:
         """What the client sends reaches a worker at random; the answers, the client."""
         for packet in self.client.poll_transmit(self.now):
             data = b"".join(packet)
+            if self.rng.random() < self.loss:
+                continue
             self.workers[self.rng.randrange(self.count)].receive(data, self.now)
         for worker in self.workers:
             handover(worker).read()
@@ -106,7 +109,8 @@ class Box:
             listener.work()
             for packet in worker.poll_transmit(self.now):
                 self.answer = b"".join(packet)
-                self.client.receive(self.answer, self.now)
+                if self.rng.random() >= self.loss:
+                    self.client.receive(self.answer, self.now)
         while (event := self.client.next_event()) is not None:
             stream = event[0]
             chunks = b"".join(stream.receive(1 << 20))
@@ -160,6 +164,23 @@ def test_connections_whose_packets_land_anywhere_carry_their_bytes(count: int) -
     for worker in box.workers:
         assert all(worker.token_share.holds(token) for token in worker.tokens)
     assert box.counter("MPTcpExtMPJoinNoTokenFound") == 0
+    assert box.counter("TCPOutRsts") == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_loss_and_full_channels_between_workers_cost_time_alone(seed: int) -> None:
+    box = Box(3, seed, loss=0.03)
+    for channel in box.channels:
+        channel.room = 3
+    streams = [box.connect() for _ in range(10)]
+    box.run(4.0)
+    sent = {stream: box.rng.randbytes(20_000) for stream in streams}
+    for stream, data in sent.items():
+        stream.send(data)
+    box.run(30.0)
+    assert {stream: box.received.get(stream) for stream in streams} == sent
+    assert sum(len(worker.tokens) for worker in box.workers) == len(streams)
+    assert box.counter("WorkerHandoverDropped") > 0
     assert box.counter("TCPOutRsts") == 0
 
 
