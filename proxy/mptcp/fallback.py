@@ -170,7 +170,9 @@ class FallingBack(Paths):
         if self.fallback is not Fallback.NONE:
             return
         if self._held is not None:
-            self.fall_back(subflow, "bad checksum, and the peer agreed to go on without", now)
+            # The peer's answer, or one of its own that crossed ours: then it waits for an infinite
+            # mapping too, and to a peer that has answered it says nothing new.
+            self._end_mptcp(subflow, "bad checksum, and the peer agreed to go on without", now)
             return
         if not self.may_fall_back(subflow):
             subflow.doom(REASON_MIDDLEBOX)

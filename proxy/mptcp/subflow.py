@@ -117,6 +117,12 @@ class Subflow(SubflowCore):
         if self.active and not self.initial:
             self._arm_join_ack(now)
 
+    def _longest_syn_pause(self) -> float:
+        # A lost uplink is wanted back as soon as it works, while there is something to carry.
+        if self.active and not self.initial and self.conn.data_flows:
+            return self.config.initial_rto
+        return super()._longest_syn_pause()
+
     def _arm_join_ack(self, now: float) -> None:
         # JOIN-04: until any ACK comes back, at 2 SRTT.
         pause = 2.0 * self.srtt if self.srtt else _FIRST_JOIN_TIMEOUT

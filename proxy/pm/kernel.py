@@ -10,7 +10,7 @@ from proxy.pm.base import Endpoint, PathConnection, PathManager, PathSubflow, re
 from proxy.wire.address import Address
 
 _FIRST_RETRY = 0.1
-_MAX_RETRY_BUSY = 2.0  # while data flows
+_MAX_RETRY_BUSY = 1.0  # while data flows
 _MAX_RETRY_IDLE = 60.0
 _REASON_PROHIBITED = 3
 

@@ -131,10 +131,14 @@ class Handshake(Receiver):
     def _arm_syn(self, now: float) -> None:
         initial = self.config.initial_rto
         doublings = max(self._syn_tries - SYN_LINEAR + 1, 0)
-        pause = min(initial * (1 << min(doublings, 20)), self.config.max_rto)
+        pause = min(initial * (1 << min(doublings, 20)), self._longest_syn_pause())
         self._loss_at = now + pause
         self._loss_kind = LOSS_TIMER_SYN
         self._arm(now)
+
+    def _longest_syn_pause(self) -> float:
+        """Seconds between repetitions of a SYN at most."""
+        return self.config.max_rto
 
     def _on_syn_timeout(self, now: float) -> None:
         self._syn_tries += 1

@@ -49,6 +49,25 @@ def test_a_black_hole_pauses_delivery_at_most_300_ms(index: int, up: bool, phase
     assert goodput(reader, 1004.0, 1006.0) >= 0.8 * alone
 
 
+@pytest.mark.parametrize("back", [1003.1, 1005.0, 1009.4, 1013.7, 1017.2])
+def test_a_lost_subflow_is_there_again_within_two_seconds_after_its_uplink(back: float) -> None:
+    # Its subflow was reset, and the joins since then went into a black hole.
+    slow = [(8, 20), (4, 60)]
+    pair = MptcpPair(lambda rng: [path(rng, *one) for one in slow], App(), App(payload(22 * MB)))
+    cut(pair, 1, 1002.0, back)
+    pair.at(1002.0, lambda: pair.client.reset_subflow(pair.client.subflows[1], 0, pair.now))
+
+    def is_there() -> bool:
+        return any(s.fully_established and s.uplink == "u1" for s in pair.client.subflows)
+
+    seen: list[bool] = []
+    pair.at(back, lambda: seen.append(is_there()))
+    pair.at(back + 2.0, lambda: seen.append(is_there()))
+    pair.run(60.0)
+    pair.check_streams()
+    assert seen == [False, True]
+
+
 def test_full_use_again_within_a_second_after_the_path_returns() -> None:
     pair = MptcpPair(paths, App(), App(payload(60 * MB)))
     cut(pair, 0, 1002.0, 1006.0)

@@ -150,6 +150,17 @@ def test_fb_08_a_bad_checksum_on_the_only_subflow_is_told_and_ends_mptcp() -> No
     goes_on(script, script.first)
 
 
+def test_fb_08_when_both_found_a_bad_checksum_both_declare_the_infinite_mapping() -> None:
+    script = agreed(checksum=True)
+    bad_data(script, script.first, 5, 6)
+    script.first.take()
+    script.first.inject(options=MpFail(script.data_ack(5)).build())
+    script.send(b"rest")
+    assert script.first.last().data_length == 0, "the peer waits for it as we do"
+    assert script.count("InfiniteMapTx") == 1
+    assert script.count("MPFailTx") == 1, "ours was the answer already"
+
+
 def test_fb_08_an_infinite_mapping_is_an_answer_too() -> None:
     script = agreed(checksum=True)
     bad_data(script, script.first, 5, 6)
