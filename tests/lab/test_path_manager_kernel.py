@@ -30,6 +30,7 @@ from tests.lab.kernel import (
     silence,
 )
 from tests.lab.namespaces import Namespace
+from tests.lab.sockets import reset
 from tests.lab.waiting import wait_for
 
 FIRST = 0.15  # seconds; ten round trips
@@ -140,7 +141,7 @@ def subflows(lab: KernelLab, names: dict[str, int]) -> list[tuple[int, str, str]
 def observe(lab: KernelLab, listener: Any, names: dict[str, int], before: dict[str, int]) -> Seen:
     """Wait until nothing changes any more, then look."""
     peer, _ = listener.accept()
-    with peer:
+    try:
         # Announcements come first: which of two crossing packets is the first is chance.
         silence(FIRST)
         peer.sendall(b"x")  # so that the initiator is fully established
@@ -152,6 +153,8 @@ def observe(lab: KernelLab, listener: Any, names: dict[str, int], before: dict[s
                 break
             last = now
         after = counters(lab.kernel)
+    finally:
+        reset(peer)  # nothing of it may be left that the next initiator would have to answer
     return Seen(last, {name: after.get(name, 0) - before.get(name, 0) for name in WATCHED})
 
 
@@ -193,7 +196,6 @@ def engines(lab: KernelLab, listener: Any, situation: Situation, log: Path) -> S
     finally:
         engine.process.kill()
         engine.process.wait()
-        lab.kernel.run("ss", "-K", "sport", "=", f":{PORT}", check=False)
     done(lab)
     return seen
 
