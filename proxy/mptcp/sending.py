@@ -18,6 +18,7 @@ _MIN_RTX = 0.2
 _MAX_RTX = 120.0
 _SEND_FLOOR = 131072
 _LOW_WATER = 4096
+_PROBES = 5
 
 _ESTABLISHED = State.ESTABLISHED
 _CLOSE_WAIT = State.CLOSE_WAIT
@@ -384,6 +385,22 @@ class Sending(ConnectionCore):
             self._backoff = 0
             self._restart_rtx(now)
 
+    def watch_answer(self, now: float) -> None:
+        """A probe is out that the peer must answer."""
+        if self._rtx_at == INFINITE:
+            self._backoff = 0
+            self._restart_rtx(now)
+
+    def _ask_again(self, now: float) -> bool:
+        for subflow in list(self.subflows):
+            if not subflow.asked:
+                continue
+            if self._backoff <= _PROBES:
+                subflow.probe_window(now)
+                return True
+            subflow.take_fin(now)
+        return False
+
     def _on_rtx_timeout(self, now: float) -> None:
         """Nothing was DATA_ACKed for a while (RTX-02 b, FIN-02, WND-07)."""
         tx = self.tx
@@ -411,7 +428,7 @@ class Sending(ConnectionCore):
         elif tx.fin and not tx.fin_sent and tx.una == tx.end:
             self._send_fin(now)
             return
-        else:
+        elif not self._ask_again(now):
             return
         self._restart_rtx(now)
 

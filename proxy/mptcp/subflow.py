@@ -182,6 +182,8 @@ class Subflow(SubflowCore):
         if flags < 0:
             return True
         self.acks_without_dss = self.bare_last = False
+        if self.asked:
+            self.take_fin(now)
         if flags & DSS_ACK:
             conn.on_data_ack(self, seg.data_ack, seg.data_ack64, seg.window << self.snd_wscale, now)
         if flags & DSS_MAP:
@@ -228,6 +230,11 @@ class Subflow(SubflowCore):
         if plain and self.conn.failing:
             # The peer's own MP_FAIL was lost, but it sends as one who has fallen back.
             self.conn.fall_back(self, "bad checksum, and the peer goes on without", now)
+            return
+        if self.asked and not seg.flags & 1 and self.conn.may_fall_back(self):
+            self.asked = False
+            self.counters.add("MPTcpExtDssFallback")
+            self.conn.fall_back(self, "FIN without MPTCP options", now)
             return
         # FB-05: an ACK for mapped data without a DATA_ACK may mean that options are stripped; not
         # if it has SACK blocks, for which an engine may have left the DSS out (SPC-01).
@@ -554,7 +561,23 @@ class Subflow(SubflowCore):
             self.conn.on_recovered(self, now)
 
     def _on_fin(self, now: float) -> None:
-        self.conn.on_subflow_fin(self, now)
+        conn = self.conn
+        open_ended = conn.state is not State.CLOSED and conn.rx.fin_at < 0
+        if self.mptcp and self.bare_last and open_ended and conn.may_fall_back(self):
+            # Who speaks MPTCP acknowledges data on a FIN as well. One who has fallen back in
+            # silence ends the stream with it, and would take ours for the end of our stream. Or
+            # it is none of the peer's: what answers a probe tells.
+            self.asked = True
+            self.probe_window(now)
+            conn.watch_answer(now)
+            return
+        conn.on_subflow_fin(self, now)
+
+    def take_fin(self, now: float) -> None:
+        """A FIN without options was the end of the subflow after all."""
+        self.asked = False
+        if self.state is State.CLOSE_WAIT:
+            self.conn.on_subflow_fin(self, now)
 
     def _on_loss(self, now: float) -> None:
         if self.mptcp:

@@ -42,8 +42,9 @@ class SubflowCore(TcpConnection):
     (MP_JOIN). ``mptcp`` becomes False when the connection falls back: no option is sent or read
     any more. ``fully_established``: the peer has proved itself on this subflow, data may flow.
     ``stale``: RTOs without progress, so it gets no new data; ``suspect``: a tail loss probe is
-    out. ``failed``: a checksum was wrong, its RST says so. ``room`` is the scheduler's input, in
-    bytes; ``weight`` and ``priority`` (0 goes first) are its uplink's.
+    out. ``asked``: a FIN had no options, is it the end of the stream? ``failed``: a checksum was
+    wrong, its RST says so. ``room`` is the scheduler's input, in bytes; ``weight`` and
+    ``priority`` (0 goes first) are its uplink's.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class SubflowCore(TcpConnection):
         "ack64",
         "acks_without_dss",
         "active",
+        "asked",
         "backup",
         "bare_last",
         "bytes_reinjected",
@@ -125,6 +127,7 @@ class SubflowCore(TcpConnection):
         self.detached = False
         self.due = False
         self.failed = False
+        self.asked = False
         self.fin_due = False
         self.fastclose = False
         self.room = 0
@@ -372,13 +375,20 @@ class SubflowCore(TcpConnection):
 
     def _one_shot(self, ack: int) -> bytes:
         shots = self._one_shots or []
-        option = pad(shots.pop(0))
+        option = pad(shots[0])
+        room = _ALL_OPTIONS - (_TIMESTAMPS if self.timestamps else 0)
+        fits = len(option) + _DSS_ACK <= room
+        if not fits and self._last_data_ack < 0:
+            # The first DSS proves that we speak MPTCP (FB-03); a box may take this option away.
+            self.request_ack()
+            self._last_data_ack = ack
+            return dss_option(ack, self.ack64, -1, 0, 0, -1, False)
+        del shots[0]
         if shots:
             self.request_ack()
         else:
             self._one_shots = None
-        room = _ALL_OPTIONS - (_TIMESTAMPS if self.timestamps else 0)
-        if len(option) + _DSS_ACK <= room:
+        if fits:
             self._last_data_ack = ack
             return dss_option(ack, self.ack64, -1, 0, 0, -1, False) + option
         return option

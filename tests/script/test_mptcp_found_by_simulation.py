@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from proxy.mptcp.notes import Fallback
+from proxy.pm.base import Endpoint
 from proxy.seg import DSS_ACK, DSS_FIN
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
 from proxy.wire.address import Address
 from proxy.wire.mptcp_options import (
+    AddAddr,
     MpCapable,
     MpFail,
     MpFastclose,
@@ -20,7 +22,15 @@ from proxy.wire.mptcp_options import (
     MpTcprst,
 )
 from proxy.wire.tcp_options import sack_option
-from tests.script.mptcp_harness import SECOND, TCP, MptcpScript, config, has_option, option_of
+from tests.script.mptcp_harness import (
+    PEER_KEY,
+    SECOND,
+    TCP,
+    MptcpScript,
+    config,
+    has_option,
+    option_of,
+)
 
 THIRD = Address(SECOND.ip, SECOND.port + 1)
 
@@ -384,3 +394,62 @@ def test_the_data_fin_is_repeated_after_one_of_two_subflows_lost_its_options() -
     leg.take()
     script.sleep(30.0)
     assert any(seg.dss_flags >= 0 and seg.dss_flags & DSS_FIN for seg in leg.take())
+
+
+def test_a_fin_without_options_ends_the_stream_and_not_only_the_subflow() -> None:
+    script = MptcpScript.server(mptcp=config())
+    first = script.first
+    mapping = script.dss(at=0, ssn=1, length=4)
+    first.inject(options=mapping, payload=b"asks")
+    first.take()
+    first.inject("FA")  # the peer had no DATA_ACK and went on as plain TCP
+    assert script.conn.fallback is Fallback.NONE
+    probes = [seg for seg in first.take() if (seg.seq - first.iss) & 0xFFFFFFFF == first.ack - 1]
+    assert probes
+    first.inject()
+    assert script.conn.fallback is Fallback.INFINITE_MAPPING
+    assert Event.EOF in script.events
+    assert not any(seg.flags & 1 for seg in first.take())  # we have not finished
+    script.send(b"answer")
+    assert bytes(first.last().payload) == b"answer"
+
+
+def test_the_first_ack_proves_mptcp_also_where_an_announcement_leaves_no_room() -> None:
+    endpoint = Endpoint(bytes((10, 0, 0, 9)), 3, signal=True, port=9003)
+    script = MptcpScript.syn_received(
+        mptcp=config(),
+        path_manager="kernel",
+        endpoints=[endpoint],
+        tcp=replace(TCP, timestamps=True),
+    )
+    first = script.first
+    first.take()
+    capable = script.capable(PEER_KEY + script.conn.local_key.key)
+    first.inject(options=capable)
+    came = first.take()
+    assert came[0].dss_flags >= 0
+    assert came[0].dss_flags & DSS_ACK
+    assert any(has_option(seg, AddAddr) for seg in came)
+
+
+def test_a_fin_without_options_of_a_peer_that_still_speaks_mptcp_ends_the_subflow_alone() -> None:
+    script = MptcpScript.server(mptcp=config())
+    first = script.first
+    first.inject(options=script.dss(at=0, ssn=1, length=4), payload=b"asks")
+    first.inject("FA")
+    script.sleep(1.0)
+    first.take()
+    first.inject(options=script.dss(ack=0))
+    assert script.conn.fallback is Fallback.NONE
+    assert Event.EOF not in script.events
+    assert any(seg.flags & 1 for seg in first.take())
+
+
+def test_a_fin_without_options_and_without_an_answer_ends_the_subflow_alone() -> None:
+    script = MptcpScript.server(mptcp=config())
+    first = script.first
+    first.inject(options=script.dss(at=0, ssn=1, length=4), payload=b"asks")
+    first.inject("FA")
+    script.sleep(60.0)
+    assert any(seg.flags & 1 for seg in first.take())
+    assert Event.EOF not in script.events

@@ -149,7 +149,7 @@ def test_fin_04_a_fin_of_a_subflow_ends_that_subflow_alone(script: MptcpScript) 
 def test_fin_04_the_last_fin_without_a_data_fin_leaves_the_connection_for_a_while(
     script: MptcpScript,
 ) -> None:
-    script.first.inject("FA")
+    script.first.inject("FA", options=script.dss(ack=0))
     script.first.take()
     script.first.inject()
     script.sleep(50.0)
