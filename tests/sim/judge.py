@@ -257,8 +257,8 @@ class Judge:
     def _excuse(self, flow: Flow, watch: _Watch) -> str:
         """Why a flow need not end cleanly; empty if there is no reason."""
         rejoins = self._speaks_mptcp(flow) and self._rejoins
-        if self.world.paths[flow.plan.path].killed and not rejoins:
-            return "a box ended its only TCP connection"
+        if flow.plan.path in self.world.lost_paths() and not rejoins:
+            return "a box or an operator ended its only TCP connection"
         scenario = self.world.scenario
         client, server = flow.client, flow.server
         hasty = any(host.tcp.user_timeout for host in (scenario.client, scenario.server))
