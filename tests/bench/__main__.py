@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import connections, holding, shaped, streams
+from tests.bench import connections, holding, shaped, streams, workers
 from tests.bench.chains import PEERS
 from tests.bench.report import Report
 
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[[Report], None]] = {
     "ttfb": connections.ttfb,
     "idle": holding.idle,
     "busy": holding.busy,
+    "workers": workers.workers,
     "aggregation": shaped.aggregation,
     "unequal": shaped.unequal,
     "cut": shaped.cut,

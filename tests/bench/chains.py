@@ -34,6 +34,7 @@ from tests.lab.topology import (
 from tests.lab.waiting import wait_for
 
 OURS = "mptcp-proxy"
+TWO_WORKERS = "two workers"
 PORTS = (80, 5201, LOAD_PORT, 8080)
 _SS_PORT, _REDIR_PORT = 8388, 1080
 _SS = ("-k", "bench", "-m", "aes-256-gcm", "-t", "600")
@@ -202,12 +203,18 @@ class Ours(Chain):
         self.processes = {box.role: [box.pid] for box in both}
 
 
+class TwoWorkers(Ours):
+    """The same with two workers in each box."""
+
+    name = TWO_WORKERS
+
+
 PEERS: dict[str, type[Chain]] = {peer.name: peer for peer in (Chain, Shadowsocks, Socat, Haproxy)}
 
 
 def installed(name: str) -> bool:
     """Whether this machine has the chain's programs."""
-    if name == OURS:
+    if name in (OURS, TWO_WORKERS):
         return True
     path = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/bin:/usr/local/sbin"
     return all(shutil.which(program, path=path) for program in PEERS[name].programs)
@@ -237,6 +244,10 @@ def standing(
             prepare(lab)
             if name == OURS:
                 found.append(Ours(lab, stack.enter_context(boxes(lab))))
+            elif name == TWO_WORKERS:
+                two = {"workers": 2}
+                both = stack.enter_context(boxes(lab, proxy=two, gateway=two))
+                found.append(TwoWorkers(lab, both))
             else:
                 found.append(PEERS[name](lab))
         yield found

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.bench.chains import OURS, PEERS, Chain
+from tests.bench.chains import OURS, PEERS, TWO_WORKERS, Chain
 from tests.lab.namespaces import LabError
 
 
@@ -147,7 +147,7 @@ class Report:
 
     def table(self) -> str:
         """All figures as a Markdown table: medians, and how many times each other's ours is."""
-        order = [OURS, *PEERS]
+        order = [OURS, TWO_WORKERS, *PEERS]
         chains = [name for name in order if any(name in f.samples for f in self.figures)]
         rows = [["figure", "unit", *chains, "promised", "aim"]]
         rows += [[f.name, f.unit, *map(f.cell, chains), *f.verdicts()] for f in self.figures]
