@@ -13,7 +13,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport PyObject, Py_XDECREF
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from proxy.errors import CodecError, LocalProtocolError
@@ -167,3 +167,4 @@ include "_seg_parse.pxi"
 include "_seg_build.pxi"
 include "_seg_offload.pxi"
 include "_seg_device.pxi"
+include "_seg_predict.pxi"

@@ -30,6 +30,7 @@ from proxy._seg_py_codec import (
 )
 from proxy._seg_py_device import read_packets, write_packets
 from proxy._seg_py_offload import finish_checksum, gro_merge, gso_split
+from proxy._seg_py_predict import predict_subflow, predict_tcp
 
 __all__ = [
     "ACK",
@@ -55,6 +56,8 @@ __all__ = [
     "gro_merge",
     "gso_split",
     "parse",
+    "predict_subflow",
+    "predict_tcp",
     "read_packets",
     "timestamps_option",
     "write_packets",

@@ -87,6 +87,7 @@ class Stack:
         """The packet that ``receive`` is at."""
         self.secret = rng.randbytes(16)
         self.path_mtus = PathMtus()
+        self.header_prediction = True
         self.tcp_config = tcp_config or TcpConfig()
         self.mptcp_config = mptcp_config or MptcpConfig()
         self.counters = CounterTable()

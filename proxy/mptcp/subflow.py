@@ -8,7 +8,7 @@ from proxy.errors import CodecError
 from proxy.mptcp import keys
 from proxy.mptcp.mapping import MASK, MAX_PENDING, RxMapping, insert_pending
 from proxy.mptcp.subflow_core import SubflowCore
-from proxy.seg import DSS_ACK, DSS_FIN, DSS_MAP, Segment, dss_checksum
+from proxy.seg import DSS_ACK, DSS_FIN, DSS_MAP, Segment, dss_checksum, predict_subflow
 from proxy.tcp.events import Failure
 from proxy.tcp.states import State
 from proxy.wire.mptcp_options import (
@@ -41,6 +41,7 @@ class Subflow(SubflowCore):
     """See ``SubflowCore`` for the attributes; this class overrides the hooks of TCP."""
 
     __slots__ = ()
+    _predict = predict_subflow
 
     # -- handshake ------------------------------------------------------------------------------
 

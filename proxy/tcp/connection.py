@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from proxy.errors import LocalProtocolError
+from proxy.seg import predict_tcp
 from proxy.tcp.core import (
     ACK,
     ACK_DELAYED,
@@ -23,6 +24,8 @@ from proxy.tcp.icmp_errors import icmp_failure, is_hard
 from proxy.tcp.states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.seg import Segment
     from proxy.tcp.buffers import Buffer
     from proxy.tcp.host import IcmpError
@@ -47,11 +50,14 @@ OPENING = (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, CLOSED)
 class TcpConnection(Handshake):
     """Plain TCP; ``proxy.mptcp.subflow.Subflow`` overrides the hooks of ``ConnectionCore``.
 
-    Nothing is sent inside ``on_segment`` but challenge ACKs and RSTs: it records work and wakes;
-    ``poll`` sends. ``host.event`` may be called from any entry point.
+    ``_predict`` takes the segments that bulk transfers consist of, in the extension, with the same
+    result as what follows in ``on_segment``. Nothing is sent inside ``on_segment`` but challenge
+    ACKs and RSTs: it records work and wakes; ``poll`` sends. ``host.event`` may be called from any
+    entry point.
     """
 
     __slots__ = ()
+    _predict: ClassVar[Callable[..., bool]] = predict_tcp
 
     # -- application ----------------------------------------------------------------------------
 
@@ -121,9 +127,14 @@ class TcpConnection(Handshake):
 
     def on_segment(self, seg: Segment, now: float) -> None:
         """A segment of this connection arrived (RFC 9293 §3.10.7)."""
+        state = self.state
+        if state is ESTABLISHED and self.host.header_prediction:
+            if self._predict(seg, now):
+                return
+            if seg.length:
+                self.counters.add("TCPHPMisses")
         silence = now - self.last_received
         self.last_received = now
-        state = self.state
         if state is not ESTABLISHED and state in OPENING:
             self._on_segment_opening(seg, now)
             return

@@ -57,6 +57,8 @@ class Host(Protocol):
     """16 random bytes drawn once per host: key of ISNs and timestamp offsets (RFC 6528)."""
     memory: MemoryBudget
     """What the receive buffers of all connections may take together."""
+    header_prediction: bool
+    """Whether what is expected is taken by the extension: always, but in tests that compare."""
     path_mtus: PathMtus
     """What was learnt of paths that carry less than the interface."""
 

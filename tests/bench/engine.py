@@ -2,8 +2,8 @@
 
 One MPTCP connection over one path carries data from a client to a server, both stacks in this
 process, the clock made up. ``64K``: super-segments arrive whole; ``MTU``: as 1.4 KB packets, one by
-one; ``batch``: the same, merged per batch as the runtime does. For a ratio, run it in turns in two
-working trees.
+one; ``batch``: the same, merged per batch as the runtime does. Each is run in turns with header
+prediction and without it.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ class _Acceptor:
 class Engines:
     """Two stacks and the processor time of each: the client sends, the server receives."""
 
-    def __init__(self, shape: str) -> None:
+    def __init__(self, shape: str, prediction: bool) -> None:
         self.cut, self.batch = SHAPES[shape]
         rng = random.Random(1)
         self.client, self.server = Stack(rng), Stack(rng)
+        self.client.header_prediction = self.server.header_prediction = prediction
         self.acceptor = self.server.listener = _Acceptor(self.server)
         self.now = 1000.0
         self.connection = self.client.connect_mptcp(CLIENT, SERVER, self.now, b"", "uplink")
@@ -105,14 +106,18 @@ class Engines:
             pass
 
 
-def measure(shape: str, size: int) -> str:
+def measure(shape: str, size: int, prediction: bool) -> str:
     """One line about one run."""
-    engines = Engines(shape)
+    engines = Engines(shape, prediction)
     engines.run(size)
     count, received = engines.packets, engines.received
     total = engines.sending + engines.receiving
+    counters = engines.server.counters
+    hits = counters["TCPHPHits"]
+    share = hits / max(hits + counters["TCPHPMisses"], 1)
     return (
-        f"{shape:<6} {total / received * 1e9:6.3f} s/GB  {total / count * 1e6:7.2f} us/packet"
+        f"{shape:<6} {share:7.2%} predicted  {total / received * 1e9:6.3f} s/GB"
+        f"  {total / count * 1e6:7.2f} us/packet"
         f"  sender {engines.sending / received * 1e9:6.3f} s/GB"
         f"  receiver {engines.receiving / received * 1e9:6.3f} s/GB  ({count} packets)"
     )
@@ -132,11 +137,12 @@ def main() -> None:
             size *= 10
         if options.profile:
             profile = cProfile.Profile()
-            profile.runcall(measure, shape, size)
+            profile.runcall(measure, shape, size, True)
             pstats.Stats(profile).sort_stats("tottime").print_stats(45)
             continue
         for _ in range(options.rounds):
-            print(measure(shape, size), flush=True)
+            for prediction in (True, False):
+                print(measure(shape, size, prediction), flush=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class TestHost:
         self.secret = self.rng.randbytes(16)
         self.path_mtus = PathMtus()
         self.limits: dict[str, RateLimit] = {}
+        self.header_prediction = True
         self.tcp_config = config or TcpConfig()
         self.counters = CounterTable()
         self.memory = MemoryBudget(self.tcp_config.memory, self.counters)

@@ -14,7 +14,16 @@ ROOT = Path(__file__).parents[2] / "proxy"
 LAYERS = (
     ("errors", "toml_table", "secret_file"),
     ("config",),
-    ("_seg", "_seg_py", "_seg_py_codec", "_seg_py_device", "_seg_py_offload", "seg", "wire"),
+    (
+        "_seg",
+        "_seg_py",
+        "_seg_py_codec",
+        "_seg_py_device",
+        "_seg_py_offload",
+        "_seg_py_predict",
+        "seg",
+        "wire",
+    ),
     ("cc", "convert"),
     ("tcp",),
     ("sched", "pm", "mptcp"),
