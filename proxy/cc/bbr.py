@@ -178,7 +178,10 @@ class Bbr(CongestionControl):
     def pacing_rate(self, srtt: float) -> float:
         """Bytes per second; before anything was measured, what slow start would take."""
         if self._pacing:
-            return self._pacing
+            if self._full_bw_reached or srtt <= 0.0:
+                return self._pacing
+            # What little was sent first says nothing about the path (BBRInitPacingRate).
+            return max(self._pacing, PACING_GAIN[STARTUP] * self.initial_cwnd / srtt)
         return PACING_GAIN[STARTUP] * self.cwnd / srtt if srtt > 0.0 else 0.0
 
     # -- startup and drain ----------------------------------------------------------------------
