@@ -135,6 +135,15 @@ class Table:
             texts.append(item)
         return tuple(texts)
 
+    def array(self, key: str) -> list[object]:
+        """An array of anything; empty when absent."""
+        if key not in self._data:
+            return []
+        value = self._get(key)
+        if not isinstance(value, list):
+            raise self._wrong(key, "an array")
+        return value
+
     def integers(self, key: str, low: int, high: int, default: tuple[int, ...]) -> tuple[int, ...]:
         """An array of integers within ``low..high``; it may be empty."""
         if key not in self._data:

@@ -23,6 +23,8 @@ _COMMANDS = (
     "status",
     "ss",
     "conn",
+    "reload",
+    "rule",
     "endpoint",
     "limits",
     "monitor",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy import config
+from proxy.relay.rules import describe
 from proxy.wire.address import Address, format_ip
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def execute(options: argparse.Namespace) -> int:
     settings = config.load(options.config)
     # Late: the other commands need neither policies nor netlink.
     from proxy.cli.policies import check_policies
+    from proxy.net.firewall import findings
     from proxy.net.setup import GatewaySetup, HostSetup, Setup
 
     check_policies(settings)
@@ -47,6 +49,9 @@ def execute(options: argparse.Namespace) -> int:
     plan = setup.plan()
     if isinstance(setup, HostSetup):
         print("".join(f"\n{line}" for line in _waiting(setup)), flush=True)
+    for finding in findings(setup.table, settings.tun.name):
+        print(f"\n{finding.what}; to let this box's packets pass:")
+        print("\n".join(f"  {command}" for command in finding.mend), flush=True)
     print("\n'run' would do this, and undo it when it stops:")
     print("\n".join(f"  {step}" for step in plan))
     return 0
@@ -74,6 +79,19 @@ def describe_proxy(settings: config.ProxyConfig) -> list[str]:
         way = f"next hop {_join(hops)}" if hops else "its own default route"
         backup = ", backup: only used when no other uplink works" if uplink.backup else ""
         lines.append(f"  uplink {uplink.name}: interface {uplink.interface}, {way}{backup}")
+    if settings.rules:
+        lines.append("The first rule that matches says which way a conversation takes:")
+        lines += [f"  {rule.name}: {describe(rule)}" for rule in settings.rules]
+        lines.append("  otherwise: via gateway")
+    if any(rule.sni for rule in settings.rules):
+        lines.append(
+            "  Clients that a rule with sni may be for are answered before their server is."
+        )
+    direct = settings.gateway.when_unreachable == "direct"
+    lines.append(
+        "While the gateway does not answer, new conversations "
+        + ("go to their servers directly." if direct else "are refused.")
+    )
     return lines + _describe_common(settings)
 
 

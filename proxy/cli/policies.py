@@ -22,6 +22,8 @@ def check_policies(settings: config.ProxyConfig | config.GatewayConfig) -> None:
     _check("tcp.congestion_control", settings.tcp.get("congestion_control"), cc.names())
     _check("mptcp.path_manager", settings.mptcp.get("path_manager"), pm.names())
     _check("mptcp.scheduler", settings.mptcp.get("scheduler"), sched.names())
+    for index, rule in enumerate(getattr(settings, "rules", ())):
+        _check(f"rule[{index}].scheduler", rule.scheduler or None, sched.names())
 
 
 def _check(path: str, name: str | None, known: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from proxy import config
@@ -32,10 +33,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def execute(options: argparse.Namespace) -> int:
     """Returns the exit status of the daemon."""
     settings = config.load(options.config)
-    log.set_up(options.log_level or settings.log.level)
+    level = options.log_level
+    log.set_up(level or settings.log.level)
     # Late: the other commands need neither the engine nor its event loop.
     from proxy.cli.policies import check_policies
     from proxy.engine import runtime_daemon
 
+    def load() -> config.Config:
+        read = config.load(options.config)
+        check_policies(read)
+        return read if level is None else replace(read, log=settings.log)
+
     check_policies(settings)
-    return runtime_daemon.run(settings)
+    return runtime_daemon.run(settings, load)

@@ -14,6 +14,8 @@ def render(status: Mapping[str, Any]) -> str:
     uplinks = status.get("uplinks") or []
     if uplinks:
         parts.append(_table(_UPLINK_HEAD, [_uplink(uplink) for uplink in uplinks]))
+    if status.get("gateway_reachable") is False:
+        parts.append("the gateway does not answer")
     waiting = [f"waits for the LAN interface {name}" for name in status.get("waits_for") or []]
     waiting += [
         f"uplink {_text(uplink, 'name')} waits: {_text(uplink, 'waits_for')}"
@@ -111,11 +113,13 @@ def _uplink(uplink: Mapping[str, Any]) -> Row:
 
 def _connection(connection: Mapping[str, Any]) -> Row:
     details = []
-    for name in ("id", "token", "client"):
+    for name in ("id", "token", "client", "rule"):
         if connection.get(name) is not None:
             details.append(f"{name}:{_text(connection, name)}")
     if connection.get("fallback"):
         details.append(f"fallback:{_text(connection, 'fallback')}")
+    if connection.get("via") == "direct":
+        details.append("direct")
     if connection.get("age") is not None:
         details.append(f"age:{human_time(connection['age'])}")
     return (

@@ -3,7 +3,8 @@
 Every key is described in ``docs/configuration.md``; a test compares the two.
 """
 
-from proxy.config.common import RUNTIME_DIRECTORY, ControlConfig, LogConfig, TunConfig
+from proxy.config.changes import Changes, Config, compare
+from proxy.config.common import RUNTIME_DIRECTORY, ControlConfig, LogConfig, Settings, TunConfig
 from proxy.config.engine import MPTCP_KEYS, TCP_KEYS
 from proxy.config.gateway import ClientConfig, EgressConfig, GatewayConfig, ListenConfig
 from proxy.config.load import load, parse
@@ -14,6 +15,7 @@ from proxy.config.proxy import (
     ProxyConfig,
     UplinkConfig,
 )
+from proxy.config.rule import RuleConfig, Via
 from proxy.toml_table import IpNetwork
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "MPTCP_KEYS",
     "RUNTIME_DIRECTORY",
     "TCP_KEYS",
+    "Changes",
     "ClientConfig",
+    "Config",
     "ControlConfig",
     "EgressConfig",
     "GatewayConfig",
@@ -31,8 +35,12 @@ __all__ = [
     "ListenConfig",
     "LogConfig",
     "ProxyConfig",
+    "RuleConfig",
+    "Settings",
     "TunConfig",
     "UplinkConfig",
+    "Via",
+    "compare",
     "load",
     "parse",
 ]

@@ -14,7 +14,7 @@ from proxy.toml_table import Table
 
 _COMMON = ("role", "workers", "tun", "control", "tcp", "mptcp", "log")
 ROLE_KEYS = {
-    "proxy": (*_COMMON, "lan", "uplink", "gateway"),
+    "proxy": (*_COMMON, "lan", "uplink", "gateway", "rule"),
     "gateway": (*_COMMON, "listen", "client", "egress"),
 }
 

@@ -24,6 +24,7 @@ from proxy.config.common import (
     read_workers,
 )
 from proxy.config.engine import read_mptcp, read_tcp
+from proxy.config.rule import RuleConfig, read_rules
 from proxy.errors import ConfigError
 from proxy.toml_table import Table, is_interface
 
@@ -44,9 +45,10 @@ class LanConfig:
 class UplinkConfig:
     """A WAN interface. ``next_hop`` and ``next_hop6`` are packed addresses; ``None`` means the
     interface's own default route. A ``backup`` uplink carries data only when no other can.
-    ``weight``: its share under the scheduler ``weighted``. ``slot`` (0 to 7) is which of the
-    engine's addresses it has: its position in the file that the daemon was started with.
-    ``limit_up``: what all connections together may send by it, in Mbit/s of IP packets; 0: any."""
+    ``weight``: its share under the scheduler ``weighted``. ``metered``: every byte costs.
+    ``slot`` (0 to 7) is which of the engine's addresses it has: its position in the file that the
+    daemon was started with. ``limit_up``: what all connections together may send by it, in Mbit/s
+    of IP packets; 0: any."""
 
     name: str
     interface: str
@@ -55,6 +57,7 @@ class UplinkConfig:
     backup: bool = False
     weight: int = 1
     limit_up: float = 0.0
+    metered: bool = False
     slot: int = 0
 
 
@@ -62,7 +65,9 @@ class UplinkConfig:
 class GatewayPeer:
     """The gateway as the proxy sees it: packed ``address``, who we are there (``client``) and the
     32-byte ``secret`` shared with it. ``service`` must equal the gateway's ``listen.service``.
-    ``require_mptcp``: no connection that is, or becomes, plain TCP on the way to it."""
+    ``require_mptcp``: no connection that is, or becomes, plain TCP on the way to it.
+    ``when_unreachable``: what becomes of new conversations while it does not answer, ``direct`` or
+    ``refuse``."""
 
     address: bytes
     port: int
@@ -70,6 +75,7 @@ class GatewayPeer:
     secret: bytes = field(repr=False)
     service: str = ""
     require_mptcp: bool = False
+    when_unreachable: str = "direct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +91,29 @@ class ProxyConfig:
     mptcp: Settings = field(default_factory=dict)
     log: LogConfig = field(default_factory=LogConfig)
     workers: int = 1
+    rules: tuple[RuleConfig, ...] = ()
     source: Path | None = None
     role: Literal["proxy"] = "proxy"
 
 
 def read_proxy(root: Table, source: Path) -> ProxyConfig:
     """The whole file; ``source`` anchors relative file names."""
+    uplinks = _uplinks(root)
     config = ProxyConfig(
         lan=_lan(root.table("lan", ("interfaces",))),
-        uplinks=_uplinks(root),
+        uplinks=uplinks,
         gateway=_peer(
             root.table(
                 "gateway",
-                ("address", "port", "client", "secret_file", "service", "require_mptcp"),
+                (
+                    "address",
+                    "port",
+                    "client",
+                    "secret_file",
+                    "service",
+                    "require_mptcp",
+                    "when_unreachable",
+                ),
             ),
             source,
         ),
@@ -107,6 +123,7 @@ def read_proxy(root: Table, source: Path) -> ProxyConfig:
         mptcp=read_mptcp(root),
         log=read_log(root),
         workers=read_workers(root),
+        rules=read_rules(root, [uplink.name for uplink in uplinks]),
         source=source,
     )
     _check_interfaces(config)
@@ -126,7 +143,16 @@ def _lan(table: Table) -> LanConfig:
 
 def _uplinks(root: Table) -> tuple[UplinkConfig, ...]:
     uplinks: list[UplinkConfig] = []
-    known = ("name", "interface", "next_hop", "next_hop6", "backup", "weight", "limit_up")
+    known = (
+        "name",
+        "interface",
+        "next_hop",
+        "next_hop6",
+        "backup",
+        "weight",
+        "limit_up",
+        "metered",
+    )
     for table in root.tables("uplink", known, MAX_UPLINKS):
         uplink = UplinkConfig(
             name=table.name("name", NAME, NAME_WANTED),
@@ -136,6 +162,7 @@ def _uplinks(root: Table) -> tuple[UplinkConfig, ...]:
             backup=table.boolean("backup", False),
             weight=table.integer("weight", 1, MAX_WEIGHT, 1),
             limit_up=table.number("limit_up", 0, MAX_LIMIT, 0.0),
+            metered=table.boolean("metered", False),
             slot=len(uplinks),
         )
         for index, other in enumerate(uplinks):
@@ -159,6 +186,7 @@ def _peer(table: Table, source: Path) -> GatewayPeer:
         secret=read_secret_file(table, source)[0],
         service=read_service(table),
         require_mptcp=table.boolean("require_mptcp", False),
+        when_unreachable=table.choice("when_unreachable", ("direct", "refuse"), "direct"),
     )
 
 

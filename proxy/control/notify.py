@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 
 def send(state: str) -> bool:
@@ -25,6 +26,11 @@ def send(state: str) -> bool:
 def ready(status: str = "") -> bool:
     """The service has started; ``status`` is a line for ``systemctl status``."""
     return send(f"READY=1\nSTATUS={status}\n" if status else "READY=1\n")
+
+
+def reloading() -> bool:
+    """The service reads its configuration again; ``ready`` ends that."""
+    return send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\n")
 
 
 def stopping() -> bool:

@@ -50,6 +50,10 @@ class ControlPlane:
         self._uplinks = UplinkCommands(stack)
         self._sysctls = Sysctls(stack, manager, self._use)
 
+    def use_manager(self, name: str) -> None:
+        """As ``sysctl net.mptcp.path_manager=NAME``; ConfigError if there is none."""
+        self._sysctls.set_manager(name)
+
     def commands(self) -> dict[str, Command]:
         """By name, for ``ControlServer``."""
         kernel, program = self._endpoints, self._userspace

@@ -60,6 +60,10 @@ class ConnectionStatus(TypedDict):
     bytes_sent: int
     """From the source to the destination."""
     bytes_received: int
+    via: NotRequired[str]
+    """At a proxy: gateway or direct."""
+    rule: NotRequired[str]
+    """At a proxy: the rule that it falls under, if any."""
     client: NotRequired[str]
     """At a gateway: the configured client that it belongs to."""
     age: NotRequired[float]
@@ -75,6 +79,8 @@ class UplinkStatus(TypedDict):
     """The engine's address on it."""
     backup: bool
     up: bool
+    gateway: NotRequired[str]
+    """Whether the gateway answers on it: answers, silent, unknown."""
     waits_for: NotRequired[str]
     """Why it cannot be used, in words; absent while it can."""
     subflows: int
@@ -102,6 +108,8 @@ class Status(TypedDict):
     pid: NotRequired[int]
     uptime: NotRequired[float]
     gateway: NotRequired[str]
+    gateway_reachable: NotRequired[bool]
+    """False: new conversations go as ``gateway.when_unreachable`` says."""
     waits_for: NotRequired[list[str]]
     """LAN interfaces that are not there."""
     uplinks: list[UplinkStatus]
@@ -130,6 +138,8 @@ EVENTS = (
     "listener-closed",
     "uplink-up",
     "uplink-down",
+    "gateway-unreachable",
+    "gateway-reachable",
 )
 """Events: first those of the kernel's ``mptcp_pm`` specification, under its names."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from proxy.relay.flow import ByteStream, Flow
     from proxy.relay.gateway import GatewayRelay
     from proxy.relay.lan import LanRelay
+    from proxy.relay.treatment import Treatment
     from proxy.relay.uplinks import UplinkHealth
 
 _STATE_NAMES = {
@@ -37,13 +38,24 @@ def proxy_status(relay: LanRelay, now: float, waits_for: Sequence[str] = ()) -> 
         "gateway": str(relay.gateway),
         "uplinks": [_uplink(relay, uplink, subflows, now) for uplink in relay.uplinks],
         "connections": [
-            _connection(flow, flow.far, relay_source(flow.near), relay_target(flow.near), now)
-            for flow in relay.flows
+            _on_its_way(
+                _connection(flow, flow.far, relay_source(flow.near), relay_target(flow.near), now),
+                treatment,
+            )
+            for flow, treatment in relay.flows.items()
         ],
+        "gateway_reachable": relay.watch.reachable,
         "counters": dict(relay.stack.counters),
     }
     if waits_for:
         status["waits_for"] = list(waits_for)
+    return status
+
+
+def _on_its_way(status: ConnectionStatus, treatment: Treatment) -> ConnectionStatus:
+    status["via"] = treatment.via
+    if treatment.rule is not None:
+        status["rule"] = treatment.rule.name
     return status
 
 
@@ -147,6 +159,7 @@ def _uplink(
         "bytes_received": received + sum(subflow.bytes_received for subflow in mine),
         "srtt": min((s.srtt for s in alive if s.srtt), default=0.0) or uplink.srtt or None,
     }
+    status["gateway"] = relay.watch.state(uplink)
     if uplink.waits_for:
         status["waits_for"] = uplink.waits_for
     return status

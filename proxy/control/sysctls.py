@@ -93,11 +93,15 @@ class Sysctls:
 
     def _set_manager(self, name: str) -> None:
         try:
-            self._use(name)
+            self.set_manager(name)
         except ConfigError as error:
             raise CommandError(
                 "ENOENT", f"no path manager {name}: there are {', '.join(pm.names())}"
             ) from error
+
+    def set_manager(self, name: str) -> None:
+        """New connections get the path manager ``name``; ConfigError if there is none."""
+        self._use(name)
         self._manager = name
 
     @staticmethod

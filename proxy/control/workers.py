@@ -136,7 +136,7 @@ class WorkerEvents(EventHub):
         def take(name: str, line: bytes) -> None:
             # Endpoints and uplinks are the same for all of them: one says so.
             first = next((link.index for link in self.links()), index)
-            if index == first or not name.startswith(("listener-", "uplink-")):
+            if index == first or not name.startswith(("listener-", "uplink-", "gateway-")):
                 self.relay(name, line)
 
         return take
@@ -183,6 +183,8 @@ class WorkerCommands:
             "uplink-limit": self._uplink_limit,
             "get-addr": lambda r: self._of_token(r) if "token" in r else self._ask_one(r),
             "get-limits": self._ask_one,
+            "rules": self._rules,
+            "rule-test": self._ask_one,
         }
         for name in _CHANGES:
             table[name] = lambda r: self._of_token(r) if "token" in r else self._change(r)
@@ -212,6 +214,14 @@ class WorkerCommands:
                 sent + uplink["bytes_sent"],
                 received + uplink["bytes_received"],
             )
+
+    async def reloaded(self, changed: Iterable[str]) -> None:
+        """The file has changed what was set by command, as far as ``changed`` names it."""
+        for path in changed:
+            for form in (f"net.{path}", f"net.{path}".replace(".", "/"), path.rpartition(".")[2]):
+                self._sysctls.pop(form, None)
+        if self._settings:
+            self._settings = await _settings_of(self._some()[0])
 
     async def broadcast(self, request: Request) -> None:
         """Tell all that are there."""
@@ -249,6 +259,17 @@ class WorkerCommands:
 
     async def _sockets(self, request: Request) -> object:
         return [entry for _, entries in await self._ask_all("sockets") for entry in entries]
+
+    async def _rules(self, request: Request) -> object:
+        answers = [answer for _, answer in await self._ask_all("rules")]
+        if not answers:
+            return await self._ask_one(request)
+        total, *others = answers
+        for answer in others:
+            total["others"] += answer["others"]
+            for rule, other in zip(total["rules"], answer["rules"], strict=True):
+                rule["hits"] += other["hits"]
+        return total
 
     async def _connection(self, request: Request) -> object:
         number = request.get("conn")

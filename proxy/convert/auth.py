@@ -160,7 +160,7 @@ class Client:
 
     def request(
         self,
-        destination: Address,
+        destination: Address | None,
         wall_time: float,
         nonce: bytes,
         challenge: bytes = b"",
@@ -168,8 +168,9 @@ class Client:
         weight: int = 1,
     ) -> bytes:
         """A whole message that asks for a connection to ``destination``: 72 bytes, or 88 with a
-        ``challenge``. ``late`` says that it is made to be sent after the handshake. ``weight``
-        (1..32) is that of the uplink on which it goes, for the gateway's scheduler."""
+        ``challenge``; without a destination it only asks for an answer. ``late`` says that it is
+        made to be sent after the handshake. ``weight`` (1..32) is that of the uplink on which it
+        goes, for the gateway's scheduler."""
         if len(nonce) != NONCE_LENGTH or len(challenge) not in (0, CHALLENGE_LENGTH):
             raise ValueError(f"nonce of {len(nonce)} bytes, challenge of {len(challenge)}")
         if not 1 <= weight <= MAX_WEIGHT:
@@ -179,7 +180,8 @@ class Client:
         time = min(max(int(wall_time + self.clock_offset), 0), 0xFFFFFFFF)
         head = _TOKEN.pack(_FORMAT, flags, self._key.kid, self._id, time, nonce)
         cookie = Cookie(head + challenge + bytes(TAG_LENGTH))
-        message = tlv.build((Connect(destination), cookie))
+        wish = Info() if destination is None else Connect(destination)
+        message = tlv.build((wish, cookie))
         return message[:-TAG_LENGTH] + self._key.request_tag(message)
 
     def knock(self, isn: int) -> int:
@@ -287,15 +289,8 @@ class Door:
         self.elsewhere: Callable[[bytes], Seen | None] | None = None
         self._forgot_until = int(forgot_until)
         self._challenge_limit = max(int(CHALLENGES_PER_SECOND * part), 1)
-        self._keys: dict[tuple[bytes, int], tuple[str, _Key]] = {}
-        for client in clients:
-            for secret in filter(None, (client.secret, *client.previous_secrets)):
-                key = _Key(secret, service)
-                slot = (client_id(client.name), key.kid)
-                if slot in self._keys:
-                    message = f"two secrets of {client.name} look the same: make a new one"
-                    raise ConfigError("client", message)
-                self._keys[slot] = (client.name, key)
+        self._service = service
+        self._keys = keys_of(clients, service)
         self._nobody = ("", _Key(challenge_key, service))
         self._challenge_key = challenge_key
         self._latest = started
@@ -305,6 +300,13 @@ class Door:
         self._cache = cache
         self._challenges: dict[bytes, int] = {}
         self._challenges_second = 0
+
+    def admit(self, clients: Iterable[ClientConfig]) -> None:
+        """From now on these are the clients; what was seen of them stays known.
+
+        Raises ConfigError when two secrets of one look the same; nothing is changed then.
+        """
+        self._keys = keys_of(clients, self._service)
 
     def verify(self, data: bytes, source: bytes, wall_time: float) -> Request:
         """Judges the message with which ``data`` begins; ``source`` is the packed address it came
@@ -434,6 +436,25 @@ class Door:
             self._latest = now
             self._challenge_key = hmac.digest(self._challenge_key, b"next", "sha256")
             self._cache.clear()
+
+
+def keys_of(
+    clients: Iterable[ClientConfig], service: str
+) -> dict[tuple[bytes, int], tuple[str, _Key]]:
+    """The keys of all ``clients``, by client id and key id.
+
+    Raises ConfigError when two secrets of one client have the same key id.
+    """
+    keys: dict[tuple[bytes, int], tuple[str, _Key]] = {}
+    for client in clients:
+        for secret in filter(None, (client.secret, *client.previous_secrets)):
+            key = _Key(secret, service)
+            slot = (client_id(client.name), key.kid)
+            if slot in keys:
+                message = f"two secrets of {client.name} look the same: make a new one"
+                raise ConfigError("client", message)
+            keys[slot] = (client.name, key)
+    return keys
 
 
 def _parse_token(data: bytes) -> _Token | None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 import resource
 import signal
+from typing import Any
 
 import uvloop
 
-from proxy.config import GatewayConfig, ProxyConfig
+from proxy.config import Changes, Config, ProxyConfig
 from proxy.control import notify
-from proxy.control.server import ControlServer
+from proxy.control.fields import Request
+from proxy.control.rules import add_bypassed
+from proxy.control.server import Command, ControlServer
 from proxy.engine.runtime import Device, Runtime, settle_memory
 from proxy.engine.runtime_follow import Follower
+from proxy.engine.runtime_reload import Load, Reloader
 from proxy.engine.runtime_role import (
     HostState,
     HostWatch,
     make_role,
     mptcp_settings,
     ready_line,
+    set_log_level,
 )
 from proxy.engine.stack import Stack
 from proxy.net.setup import GatewaySetup, HostSetup
@@ -29,13 +35,15 @@ from proxy.tun.device import TunDevice
 Setup = HostSetup | GatewaySetup
 
 
-def run(config: ProxyConfig | GatewayConfig) -> int:
+def run(config: Config, load: Load) -> int:
     """Run the role that ``config`` describes until SIGTERM or SIGINT; returns an exit status.
+
+    ``load`` reads the configuration again, on SIGHUP and when asked to.
 
     Raises ConfigError or DeviceError when the host cannot be set up; nothing is left behind then.
     """
     _allow_descriptors()
-    return uvloop.run(_serve(config))
+    return uvloop.run(_serve(config, load))
 
 
 def _allow_descriptors() -> None:
@@ -45,7 +53,7 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(config: ProxyConfig | GatewayConfig) -> int:
+async def _serve(config: Config, load: Load) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,8 +70,8 @@ async def _serve(config: ProxyConfig | GatewayConfig) -> int:
         try:
             setup.apply()
             if config.workers > 1:
-                return await _supervise(config, device, setup, stopping)
-            return await _serve_on(config, device, setup, stopping)
+                return await _supervise(config, load, device, setup, stopping)
+            return await _serve_on(config, load, device, setup, stopping)
         finally:
             notify.stopping()
             setup.undo()
@@ -74,7 +82,7 @@ async def _serve(config: ProxyConfig | GatewayConfig) -> int:
 
 
 async def _serve_on(
-    config: ProxyConfig | GatewayConfig, device: Device, setup: Setup, stopping: asyncio.Event
+    config: Config, load: Load, device: Device, setup: Setup, stopping: asyncio.Event
 ) -> int:
     loop = asyncio.get_running_loop()
     stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), mptcp_settings(config))
@@ -82,8 +90,16 @@ async def _serve_on(
     role = make_role(config, runtime, HostState.of(setup))
     role.start()
     follower = Follower(loop, HostWatch(setup, role.follow))
-    plane = role.plane
-    control = ControlServer(config.control.socket, role.status, plane.commands(), plane.events)
+
+    async def apply(changes: Changes, host: HostState) -> None:
+        set_log_level(changes)
+        role.reconfigure(changes.config, host)
+
+    reloader = Reloader(config, load, setup, follower, apply)
+    loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
+    commands = {**role.commands(), "reload": reloader.command}
+    _add_bypassed(commands, setup)
+    control = ControlServer(config.control.socket, role.status, commands, role.plane.events)
     try:
         await control.start()
         settle_memory()
@@ -97,7 +113,7 @@ async def _serve_on(
 
 
 async def _supervise(
-    config: ProxyConfig | GatewayConfig, device: TunDevice, setup: Setup, stopping: asyncio.Event
+    config: Config, load: Load, device: TunDevice, setup: Setup, stopping: asyncio.Event
 ) -> int:
     # Late: a single process needs none of it.
     from proxy.engine.runtime_supervisor import Supervisor
@@ -105,7 +121,13 @@ async def _supervise(
     loop = asyncio.get_running_loop()
     supervisor = Supervisor(loop, config, device, HostState.of(setup))
     follower = Follower(loop, HostWatch(setup, supervisor.follow))
-    commands = supervisor.commands.commands()
+    reloader = Reloader(config, load, setup, follower, supervisor.reconfigure)
+    loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
+    commands: dict[str, Command] = {
+        **supervisor.commands.commands(),
+        "reload": reloader.command,
+    }
+    _add_bypassed(commands, setup)
     control = ControlServer(config.control.socket, dict, commands, supervisor.events)
     try:
         await supervisor.start()
@@ -119,7 +141,23 @@ async def _supervise(
         await supervisor.stop()
 
 
-def _announce_ready(config: ProxyConfig | GatewayConfig, setup: Setup) -> None:
+def _add_bypassed(commands: dict[str, Command], setup: Setup) -> None:
+    """The command ``rules`` also says what nft has counted."""
+    if not isinstance(setup, HostSetup):
+        return
+    rules = commands["rules"]
+
+    async def counted(request: Request) -> object:
+        result: Any = rules(request)
+        if inspect.isawaitable(result):
+            result = await result
+        loop = asyncio.get_running_loop()
+        return add_bypassed(result, await loop.run_in_executor(None, setup.bypassed))
+
+    commands["rules"] = counted
+
+
+def _announce_ready(config: Config, setup: Setup) -> None:
     message = ready_line(config, HostState.of(setup))
     notify.ready(message)
     print(message, flush=True)

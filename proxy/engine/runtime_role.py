@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from proxy.config import MAX_UPLINKS, GatewayConfig, ProxyConfig
+from proxy.config import MAX_UPLINKS, Changes, Config, GatewayConfig, ProxyConfig, Settings
 from proxy.control.plane import ControlPlane
+from proxy.control.rules import RuleCommands
+from proxy.control.server import Command
 from proxy.control.status import gateway_status, proxy_status
 from proxy.engine.runtime import Runtime
+from proxy.engine.stack import Stack
 from proxy.mptcp.config import MptcpConfig
 from proxy.net.links import own_addresses
 from proxy.net.uplinks import Uplink
 from proxy.relay.gateway import GatewayRelay
 from proxy.relay.lan import LanRelay
+from proxy.tcp.config import TcpConfig
 from proxy.wire.address import Address
 
 if TYPE_CHECKING:
@@ -67,6 +72,10 @@ class Role(ABC):
 
     plane: ControlPlane
 
+    def commands(self) -> dict[str, Command]:
+        """By name, for ``ControlServer``."""
+        return self.plane.commands()
+
     @abstractmethod
     def start(self) -> None:
         """Begin to move packets."""
@@ -78,6 +87,13 @@ class Role(ABC):
     @abstractmethod
     def follow(self, host: HostState) -> None:
         """The host has changed: make the connections right."""
+
+    @abstractmethod
+    def reconfigure(self, config: Any, host: HostState) -> None:
+        """Go by ``config``, of the same role, on a host that is set up for it.
+
+        What is open stays open.
+        """
 
 
 class ProxyRole(Role):
@@ -97,9 +113,14 @@ class ProxyRole(Role):
             now,
             runtime.turn,
             stack.mptcp_config.path_manager,
-            lambda: relay.endpoints,
+            lambda: relay.table.endpoints,
         )
-        relay.tell = self.plane.events.publish
+        relay.table.tell = self.plane.events.publish
+
+    def commands(self) -> dict[str, Command]:
+        """By name, for ``ControlServer``."""
+        rules = RuleCommands(self._relay.rules)
+        return {**self.plane.commands(), "rules": rules.rules, "rule-test": rules.test}
 
     def start(self) -> None:
         """Begin to move packets."""
@@ -115,6 +136,16 @@ class ProxyRole(Role):
         self._host = host
         self._relay.follow(host.uplinks, time.monotonic())
         self._runtime.turn()
+
+    def reconfigure(self, config: ProxyConfig, host: HostState) -> None:
+        """See ``Role``."""
+        old, self._config = self._config, config
+        stack = self._runtime.stack
+        retune(stack, self.plane, old, config)
+        if stack.mptcp_config.subflows == len(old.uplinks):
+            set_limit(stack, len(config.uplinks))
+        self._relay.reconfigure(config, time.monotonic())
+        self.follow(host)
 
 
 class GatewayRole(Role):
@@ -153,6 +184,14 @@ class GatewayRole(Role):
         listening = frozenset(self._config.listen.addresses)
         self._relay.policy.own_addresses = host.own | listening
 
+    def reconfigure(self, config: GatewayConfig, host: HostState) -> None:
+        """See ``Role``."""
+        old, self._config = self._config, config
+        retune(self._runtime.stack, self.plane, old, config)
+        self._relay.reconfigure(config, time.monotonic())
+        self.follow(host)
+        self._runtime.turn()
+
 
 def make_role(config: ProxyConfig | GatewayConfig, runtime: Runtime, host: HostState) -> Role:
     """The role that ``config`` describes, on a host that is as ``host`` says."""
@@ -181,3 +220,41 @@ def mptcp_settings(config: ProxyConfig | GatewayConfig) -> MptcpConfig:
     # One subflow per uplink; the gateway takes what a proxy with the most uplinks opens.
     subflows = len(config.uplinks) if isinstance(config, ProxyConfig) else MAX_UPLINKS
     return MptcpConfig(subflows=subflows, **config.mptcp)
+
+
+def retune(stack: Stack, plane: ControlPlane, old: Config, new: Config) -> None:
+    """Take over what differs in ``[tcp]`` and ``[mptcp]``, for connections opened afterwards.
+
+    What was set by ``sysctl`` meanwhile stays, unless the file changed just that.
+    """
+    changes = _differing(old.tcp, new.tcp, TcpConfig())
+    if "memory" in changes:
+        changes["memory"] = stack.memory.limit = stack.token_share.part(changes["memory"])
+    stack.tcp_config = replace(stack.tcp_config, **changes)
+    changes = _differing(old.mptcp, new.mptcp, MptcpConfig())
+    stack.mptcp_config = replace(stack.mptcp_config, **changes)
+    if "blackhole_timeout" in changes:
+        stack.blackhole.reset(changes["blackhole_timeout"])
+    if "path_manager" in changes:
+        plane.use_manager(changes["path_manager"])
+
+
+def _differing(old: Settings, new: Settings, defaults: object) -> dict[str, Any]:
+    return {
+        key: new.get(key, getattr(defaults, key))
+        for key in {*old, *new}
+        if old.get(key, getattr(defaults, key)) != new.get(key, getattr(defaults, key))
+    }
+
+
+def set_limit(stack: Stack, subflows: int) -> None:
+    """As many additional subflows for all connections, also those that are open."""
+    stack.mptcp_config = replace(stack.mptcp_config, subflows=subflows)
+    for conn in stack.tokens.values():
+        conn.limits = replace(conn.limits, subflows=subflows)
+
+
+def set_log_level(changes: Changes) -> None:
+    """Take over ``log.level``, if that has changed."""
+    if "log.level" in changes.changed:
+        logging.getLogger().setLevel(changes.config.log.level.upper())

@@ -17,10 +17,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.config import GatewayConfig, ProxyConfig
+from proxy.config import Changes, GatewayConfig, ProxyConfig
 from proxy.control.workers import WorkerCommands, WorkerEvents, WorkerLink
 from proxy.engine.runtime_channel import make_pair
-from proxy.engine.runtime_role import HostState
+from proxy.engine.runtime_role import HostState, set_log_level
 from proxy.engine.runtime_worker import EXIT_NO_DEVICE, Boot, encode
 from proxy.errors import DeviceError, MptcpProxyError
 from proxy.mptcp.keys import TokenShare
@@ -107,6 +107,16 @@ class Supervisor:
         """The host has changed."""
         self._host = host
         self._begin(self.commands.broadcast({"command": "worker-follow", "host": encode(host)}))
+
+    async def reconfigure(self, changes: Changes, host: HostState) -> None:
+        """All workers go by ``changes.config``, also those that are started later."""
+        set_log_level(changes)
+        async with self.commands.lock:
+            self._config, self._host = changes.config, host
+            await self.commands.broadcast(
+                {"command": "worker-reload", "changes": encode(changes), "host": encode(host)}
+            )
+            await self.commands.reloaded(changes.changed)
 
     # -- private ----------------------------------------------------------------------------------
 

@@ -16,17 +16,17 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import uvloop
 
-from proxy.config import GatewayConfig, ProxyConfig
+from proxy.config import Changes, GatewayConfig, ProxyConfig
 from proxy.control.fields import Request
 from proxy.control.server import ControlServer
 from proxy.engine.handover import Handover
 from proxy.engine.runtime import Device, Runtime, settle_memory
 from proxy.engine.runtime_channel import SocketChannel
-from proxy.engine.runtime_role import HostState, make_role, mptcp_settings
+from proxy.engine.runtime_role import HostState, make_role, mptcp_settings, set_log_level
 from proxy.engine.stack import Stack
 from proxy.errors import DeviceError
 from proxy.mptcp.keys import TokenShare
@@ -35,6 +35,7 @@ from proxy.tcp.config import TcpConfig
 from proxy.tun.device import TunDevice
 
 log = logging.getLogger(__name__)
+T = TypeVar("T", HostState, Changes)
 
 EXIT_NO_DEVICE = 3
 """The interface is gone: starting again would not help."""
@@ -85,16 +86,16 @@ class Boot:
         return boot
 
 
-def encode(host: HostState) -> str:
-    """For the command ``worker-follow``, which the parent alone can give."""
-    return base64.b64encode(pickle.dumps(host)).decode()
+def encode(what: HostState | Changes) -> str:
+    """For the commands ``worker-follow`` and ``worker-reload``, which the parent alone can give."""
+    return base64.b64encode(pickle.dumps(what)).decode()
 
 
-def decode(text: str) -> HostState:
+def decode(request: Request, name: str, kind: type[T]) -> T:
     """The other way."""
-    host = pickle.loads(base64.b64decode(text))
-    assert isinstance(host, HostState)
-    return host
+    what = pickle.loads(base64.b64decode(str(request[name])))
+    assert isinstance(what, kind)
+    return what
 
 
 class WorkerRuntime(Runtime):
@@ -182,13 +183,19 @@ async def _serve(boot: Boot) -> int:
         settle_memory()
 
     def follow(request: Request) -> None:
-        role.follow(decode(str(request["host"])))
+        role.follow(decode(request, "host", HostState))
+
+    def reload(request: Request) -> None:
+        changes = decode(request, "changes", Changes)
+        set_log_level(changes)
+        role.reconfigure(changes.config, decode(request, "host", HostState))
 
     commands = {
-        **role.plane.commands(),
+        **role.commands(),
         "worker-hello": lambda request: None,
         "worker-open": open_,
         "worker-follow": follow,
+        "worker-reload": reload,
     }
     control = ControlServer(Path(), role.status, commands, role.plane.events)
     try:

@@ -204,6 +204,21 @@ class Stack:
             self, local, remote, now, syn_payload=syn_payload, uplink=uplink, stamp=stamp
         )
 
+    def connect_tcp(
+        self,
+        local_ip: bytes,
+        remote: Address,
+        now: float,
+        syn_payload: bytes = b"",
+        stamp: Callable[[int], int] | None = None,
+    ) -> TcpConnection:
+        """Open a connection of plain TCP; see ``TcpConnection.connect``."""
+        local = self.open_local_port(local_ip, remote)
+        connection = TcpConnection(self, local, remote, self.tcp_config)
+        self.register(connection)
+        connection.connect(now, syn_payload, stamp)
+        return connection
+
     def open_local_port(self, local_ip: bytes, remote: Address) -> Address:
         """A local address with a port free towards ``remote``, chosen at random (RFC 6056)."""
         for _ in range(_PORT_TRIES * self.token_share.count):

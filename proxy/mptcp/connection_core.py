@@ -92,6 +92,7 @@ class ConnectionCore:
         "_signals",
         "_tail_at",
         "_told",
+        "_uplinks",
         "_usable",
         "_use_stale",
         "active",
@@ -184,6 +185,7 @@ class ConnectionCore:
         self._signals: Signals | None = None
         self._usable: list[Subflow] | None = None
         self._use_stale = False
+        self._uplinks: frozenset[str] | None = None
         self._last_rx: Subflow | None = None
 
     def _init_data(self) -> None:

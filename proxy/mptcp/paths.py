@@ -32,6 +32,7 @@ from proxy.wire.mptcp_options import (
 if TYPE_CHECKING:
     from proxy.mptcp.connection import MptcpConnection
     from proxy.mptcp.subflow_core import SubflowCore
+    from proxy.pm.base import Endpoint
     from proxy.seg import Segment
 
 _OPENING = (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED)
@@ -467,6 +468,18 @@ class Paths(Receiving):
     def path_subflows(self) -> Sequence[Subflow]:
         """All subflows that are not closing."""
         return [s for s in self.subflows if not s.closing]
+
+    @property
+    def endpoints(self) -> Sequence[Endpoint]:
+        """Those of the host's endpoints that it may use (``use_uplinks``)."""
+        endpoints = self.host.local_addresses
+        if self._uplinks is None:
+            return endpoints
+        return [endpoint for endpoint in endpoints if endpoint.uplink in self._uplinks]
+
+    def use_uplinks(self, names: frozenset[str]) -> None:
+        """Open no subflow on an uplink that is none of ``names``."""
+        self._uplinks = names
 
     @property
     def remote_addresses(self) -> dict[int, Address]:

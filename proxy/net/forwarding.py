@@ -22,6 +22,15 @@ def enable(sysctls: Sysctls, interfaces: Sequence[str], everyone: Sequence[str])
 
     ``everyone`` are all interfaces of the host. Raises DeviceError.
     """
+    wanted4 = {f"net/ipv4/conf/{name}/forwarding" for name in interfaces}
+    # An interface that is ours no more must not stay a way in. (IPv6's per-interface "forwarding"
+    # is a trace of the switch for all.)
+    sysctls.release(
+        lambda name: (
+            (name.startswith("net/ipv4/conf/") and name not in wanted4)
+            or (name.endswith("/force_forwarding") and name not in map(_force, interfaces))
+        )
+    )
     # IPv4 asks the incoming interface alone (IN_DEV_FORWARD), so ip_forward can stay as it is.
     for name in interfaces:
         sysctls.set(f"net/ipv4/conf/{name}/forwarding", "1")

@@ -10,9 +10,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from proxy.errors import DeviceError
+from proxy.net import bypass
 from proxy.net.routes import MARK
 
 if TYPE_CHECKING:
+    from proxy.config import RuleConfig
     from proxy.net.uplinks import Uplink
     from proxy.toml_table import IpNetwork
 
@@ -67,11 +69,13 @@ def proxy_table(
     prefixes: tuple[IpNetwork, IpNetwork],
     gateway: tuple[bytes, int],
     forwarding: Forwarding,
+    rules: Sequence[RuleConfig] = (),
 ) -> str:
     """The script that replaces the proxy's table."""
     devices = [uplink.dev for uplink in uplinks]
     chains = [
-        _chain("pick", "filter hook prerouting priority -110", _pick(tun, lan)),
+        "\tchain take {\n" + "".join(f"\t\t{line}\n" for line in _TAKE) + "\t}\n",
+        _chain("pick", "filter hook prerouting priority -110", _pick(tun, lan, rules)),
         _chain("input", "filter hook input priority 0", _proxy_input(devices, gateway)),
         _chain(
             "forward",
@@ -93,7 +97,7 @@ def proxy_table(
         ),
         _chain("leak", "filter hook postrouting priority 300", _leak(tun, prefixes)),
     ]
-    return _script(table, chains)
+    return _script(table, chains, bypass.counters(rules))
 
 
 def gateway_table(
@@ -140,7 +144,15 @@ def gateway_table(
     return _script(table, chains)
 
 
-def _pick(tun: str, lan: Sequence[str]) -> list[str]:
+_TAKE = (
+    f"meta l4proto tcp meta mark set meta mark | {MARK:#x}",
+    # A router in the LAN says that our segment is too big: the far server must not get that.
+    "meta l4proto { 1, 58 } ct state related ct original protocol 6 "
+    f"meta mark set meta mark | {MARK:#x}",
+)
+
+
+def _pick(tun: str, lan: Sequence[str], rules: Sequence[RuleConfig]) -> list[str]:
     """Mark what the policy rules shall send to the TUN."""
     return [
         # For the reverse path filter alone (src_valid_mark on the TUN).
@@ -150,10 +162,8 @@ def _pick(tun: str, lan: Sequence[str]) -> list[str]:
         "ct direction reply return",
         # Masqueraded by the operator before we came: a connection of the kernel, not of ours.
         "ct status snat return",
-        f"meta l4proto tcp meta mark set meta mark | {MARK:#x}",
-        # A router in the LAN says that our segment is too big: the far server must not get that.
-        "meta l4proto { 1, 58 } ct state related ct original protocol 6 "
-        f"meta mark set meta mark | {MARK:#x}",
+        *bypass.lines(rules, "take"),
+        "jump take",
     ]
 
 
@@ -228,8 +238,8 @@ def _switched_on(forwarding: Forwarding) -> Iterable[tuple[str, str]]:
             yield family, ", ".join(f'"{name}"' for name in names)
 
 
-def _script(table: str, chains: list[str]) -> str:
-    counters = "".join(f"\tcounter {name} {{ }}\n" for name in _COUNTERS)
+def _script(table: str, chains: list[str], more: Sequence[str] = ()) -> str:
+    counters = "".join(f"\tcounter {name} {{ }}\n" for name in (*_COUNTERS, *more))
     body = "".join(chains)
     return (
         f"table inet {table}\ndelete table inet {table}\n"

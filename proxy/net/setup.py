@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyroute2.netlink.exceptions import NetlinkError
 
 from proxy.errors import ConfigError, DeviceError
-from proxy.net import forwarding, nft
+from proxy.net import bypass, forwarding, nft
 from proxy.net.links import FAMILIES, Host, look
 from proxy.net.netlink import outside_loop, session
 from proxy.net.nft import Forwarding, Listener
@@ -44,8 +44,9 @@ class Setup(ABC):
     table: str
     scope: Scope
 
-    def __init__(self, tun: TunConfig, state_directory: Path) -> None:
-        self._tun = tun
+    def __init__(self, config: Any, state_directory: Path) -> None:
+        self._config = config
+        self._tun: TunConfig = config.tun
         self._state = StateFile(self.role, state_directory)
         self._sysctls = Sysctls(self._state)
         self._loaded = ""
@@ -75,6 +76,22 @@ class Setup(ABC):
         Returns the commands that were needed; none when all was as it should be.
         """
         return outside_loop(self._refresh)
+
+    def reconfigure(self, config: Any) -> list[str]:
+        """As ``refresh``, by another configuration of the same role and TUN.
+
+        Raises DeviceError; then the set-up is that of the old configuration.
+        """
+        return outside_loop(self._reconfigure, config)
+
+    def _reconfigure(self, config: Any) -> list[str]:
+        old, self._config = self._config, config
+        try:
+            return self._refresh()
+        except BaseException:
+            self._config = old
+            self._refresh()
+            raise
 
     def _plan(self) -> list[str]:
         with session() as ipr:
@@ -141,8 +158,13 @@ class Setup(ABC):
     def _load(self, on: Forwarding) -> None:
         script = self._nft(on)
         if script != self._loaded:
+            self._before_load()
             nft.load(script)
             self._loaded = script
+
+    def _before_load(self) -> None:
+        """The table is about to be replaced, and its counters with it."""
+        log.debug("%s: the table is replaced", self.table)
 
     def _clean_stale(self) -> None:
         self._state.lock()
@@ -251,10 +273,22 @@ class HostSetup(Setup):
     _TO_ENGINE, _FIRST_UPLINK, _FROM_TUN, _NEAR, _FAR = 8800, 8810, 8850, 8851, 8852
 
     def __init__(self, config: ProxyConfig, state_directory: Path = STATE_DIRECTORY) -> None:
-        super().__init__(config.tun, state_directory)
-        self._config = config
+        super().__init__(config, state_directory)
+        self._config: ProxyConfig = config
         self.uplinks: tuple[Uplink, ...] = ()
         self.waits_for: tuple[str, ...] = ()  # LAN interfaces that are not there
+        self._bypassed: dict[str, int] = {}
+
+    def bypassed(self) -> dict[str, int]:
+        """How many connections each rule has bypassed."""
+        now = bypass.hits(self.table)
+        return {
+            name: self._bypassed.get(name, 0) + now.get(name, 0) for name in {*self._bypassed, *now}
+        }
+
+    def _before_load(self) -> None:
+        if self._loaded:
+            self._bypassed = self.bypassed()
 
     def _resolve(self, host: Host) -> None:
         settings: tuple[UplinkSettings, ...] = self._config.uplinks
@@ -294,6 +328,7 @@ class HostSetup(Setup):
             (self._tun.prefix4, self._tun.prefix6),
             (self._config.gateway.address, self._config.gateway.port),
             on,
+            self._config.rules,
         )
 
 
@@ -309,8 +344,8 @@ class GatewaySetup(Setup):
     _FIRST_HOST = 2
 
     def __init__(self, config: GatewayConfig, state_directory: Path = STATE_DIRECTORY) -> None:
-        super().__init__(config.tun, state_directory)
-        self._config = config
+        super().__init__(config, state_directory)
+        self._config: GatewayConfig = config
         self.listeners = tuple(
             Listener(address, engine, config.listen.port)
             for address, engine in config.engine_addresses.items()

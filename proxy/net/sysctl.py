@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from proxy.errors import DeviceError
@@ -128,16 +129,30 @@ class Sysctls:
             self._changes.append((name, old, value))
             self._state.save(self._changes)
 
+    def release(self, unwanted: Callable[[str], bool]) -> None:
+        """Put the old values of those that are ``unwanted`` back, and forget them."""
+        kept = [change for change in self._changes if not unwanted(change[0])]
+        if len(kept) == len(self._changes):
+            return
+        released = [change for change in self._changes if change not in kept]
+        _put_back(released)
+        self._changes = kept
+        self._state.save(kept)
+
     def restore(self) -> None:
         """Put every old value back, the last change first, unless somebody changed it since."""
-        for name, old, new in reversed(self._changes):
-            if read_sysctl(name) != new:
-                continue  # gone with its interface, or the operator's own choice meanwhile
-            try:
-                write_sysctl(name, old)
-            except DeviceError as error:
-                log.warning("%s", error)
+        _put_back(self._changes)
         self._changes.clear()
+
+
+def _put_back(changes: list[tuple[str, str, str]]) -> None:
+    for name, old, new in reversed(changes):
+        if read_sysctl(name) != new:
+            continue  # gone with its interface, or the operator's own choice meanwhile
+        try:
+            write_sysctl(name, old)
+        except DeviceError as error:
+            log.warning("%s", error)
 
 
 def write_sysctl(name: str, value: str) -> None:

@@ -45,7 +45,7 @@ class KernelPathManager(PathManager):
     def on_fully_established(self, conn: PathConnection, now: float) -> None:
         """Announce and join."""
         self._ready = True
-        for endpoint in conn.host.local_addresses:
+        for endpoint in conn.endpoints:
             if endpoint.ip == conn.local.ip and endpoint.backup:
                 for subflow in conn.path_subflows:
                     if subflow.local_id == 0 and not subflow.backup:
@@ -93,12 +93,10 @@ class KernelPathManager(PathManager):
         denied = conn.remote_denies_initial and conn.limits.add_addr_accepted == 0
         if not denied and len(accepted) >= conn.limits.add_addr_accepted:
             return
-        meshed = [e for e in conn.host.local_addresses if e.fullmesh]
+        meshed = [e for e in conn.endpoints if e.fullmesh]
         sources = meshed
         if not meshed and denied:
-            sources = [
-                e for e in conn.host.local_addresses if e.subflow and not self._used(conn, e)
-            ]
+            sources = [e for e in conn.endpoints if e.subflow and not self._used(conn, e)]
         elif not meshed:
             # One laminar endpoint that is not in use yet, if there is any (§3.4 of the kernel's
             # documentation; "fullmesh" wins over it).
@@ -137,8 +135,12 @@ class KernelPathManager(PathManager):
     def on_endpoint_removed(self, conn: PathConnection, endpoint: Endpoint, now: float) -> None:
         """Withdraw it and close what runs over it (EP-04)."""
         address_id = self._wire_id(conn, endpoint)
-        self._removed = {address_id} | (self._removed or set())
         closing = [s for s in conn.path_subflows if s.local_id == address_id]
+        if not closing:
+            # The endpoint got its id after these were opened.
+            closing = [s for s in conn.path_subflows if s.local.ip == endpoint.ip]
+            address_id = closing[0].local_id if closing else address_id
+        self._removed = {address_id} | (self._removed or set())
         announced = self._announced is not None and endpoint.id in self._announced
         if closing or announced:
             # What is announced has its own id on the wire, even if it is the initial address.
@@ -195,7 +197,7 @@ class KernelPathManager(PathManager):
 
     def _work(self, conn: PathConnection, now: float) -> None:
         if not conn.announcing:
-            for endpoint in conn.host.local_addresses:
+            for endpoint in conn.endpoints:
                 if not endpoint.signal or self._is_initial(conn, endpoint):
                     continue
                 if endpoint.id not in (self._announced or ()):
@@ -205,7 +207,7 @@ class KernelPathManager(PathManager):
                     break
         if conn.remote_denies_initial:
             return
-        for endpoint in conn.host.local_addresses:
+        for endpoint in conn.endpoints:
             if not endpoint.subflow:
                 continue
             for remote_id, remote in self._targets(conn, endpoint):
@@ -228,7 +230,7 @@ class KernelPathManager(PathManager):
     @staticmethod
     def _laminar(conn: PathConnection, remote: Address) -> list[Endpoint]:
         used = {subflow.local.ip for subflow in conn.path_subflows}
-        for endpoint in conn.host.local_addresses:
+        for endpoint in conn.endpoints:
             if endpoint.laminar and endpoint.ip not in used and len(endpoint.ip) == len(remote.ip):
                 return [endpoint]
         return []
@@ -238,7 +240,7 @@ class KernelPathManager(PathManager):
         remote = conn.remote if remote_id == 0 else conn.remote_addresses.get(remote_id)
         if remote is None or (remote_id == 0 and conn.remote_denies_initial):
             return
-        for endpoint in conn.host.local_addresses:
+        for endpoint in conn.endpoints:
             if self._wire_id(conn, endpoint) == local_id:
                 if not self._used(conn, endpoint, remote_id):
                     self._join(conn, endpoint, remote_id, remote, now)
@@ -246,6 +248,8 @@ class KernelPathManager(PathManager):
         if local_id == 0:
             # No endpoint of its own: the address that the connection began with.
             self._join(conn, None, remote_id, remote, now)
+        else:
+            self._work(conn, now)  # its endpoint has another id by now
 
     def _join(
         self,

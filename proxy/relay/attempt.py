@@ -24,6 +24,16 @@ class Answer:
     rest: bytes = b""
 
 
+class DirectAttempt:
+    """One try to reach a server itself on one uplink: MPTCP, or TCP if it does not take part."""
+
+    __slots__ = ("stream", "uplink")
+
+    def __init__(self, stream: MptcpConnection, uplink: UplinkHealth) -> None:
+        self.stream = stream
+        self.uplink = uplink
+
+
 class Attempt:
     """Collects the gateway's Convert message: from the SYN+ACK, or the first bytes after it.
 

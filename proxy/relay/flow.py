@@ -8,6 +8,7 @@ sinks: a side is read only as far as the other has room, so a slow reader stops 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -83,10 +84,12 @@ class Flow:
         "far_closed",
         "far_finished",
         "id",
+        "mark",
         "near",
         "near_closed",
         "near_finished",
         "on_end",
+        "on_mark",
         "started",
     )
 
@@ -111,6 +114,9 @@ class Flow:
         self.near_closed = False
         self.far_closed = False
         self.ended = False
+        # Called once as many bytes have passed, in both directions together; it sets the next.
+        self.mark = math.inf
+        self.on_mark: Callable[[Flow, float], None] = _no_mark
 
     def on_event(self, side: ByteStream, kind: Event, now: float) -> None:
         """React to what happened on one side; any other kind of event is none of a flow's."""
@@ -124,6 +130,8 @@ class Flow:
             self._fail(side, now)
         elif kind is Event.CLOSED:
             self._closed(side)
+        if self.bytes_out + self.bytes_in >= self.mark and not self.ended:
+            self.on_mark(self, now)
 
     def start(self) -> None:
         """Move what either side already holds."""
@@ -167,6 +175,10 @@ class Flow:
     def _end(self) -> None:
         self.ended = True
         self.on_end(self)
+
+
+def _no_mark(flow: Flow, now: float) -> None:
+    flow.mark = math.inf
 
 
 def _pump(source: ByteStream, sink: ByteStream) -> tuple[int, bool]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.config import GatewayConfig
-from proxy.convert.auth import Door, Request, Unauthorised
+from proxy.convert.auth import Door, Request, Unauthorised, keys_of
 from proxy.convert.destination import DestinationPolicy
 from proxy.convert.guests import GuestBook, NoMessage
 from proxy.convert.tlv import Error, ErrorCode, Proof, SupportedTcpExtensions
@@ -149,7 +149,8 @@ class GatewayRelay:
         self._clock = clock
         self._wall_clock = wall_clock
         self._door = self._make_door()
-        self._guests = GuestBook(config.clients, self._shared_key(b"address cookie"))
+        self._guest_key = self._shared_key(b"address cookie")
+        self._guests = GuestBook(config.clients, self._guest_key)
         self._owners: dict[ByteStream, Reception | Flow] = {}
         self._places: dict[Flow, Place] = {}
         self._admission = Admission(stack.token_share)
@@ -162,6 +163,27 @@ class GatewayRelay:
         stack.local_addresses = [
             Endpoint(ip, number, signal=True) for number, ip in enumerate(config.listen.announce, 1)
         ]
+
+    def check(self, config: GatewayConfig) -> None:
+        """ConfigError if ``reconfigure`` would fail."""
+        keys_of(config.clients, config.listen.service)
+
+    def reconfigure(self, config: GatewayConfig, now: float) -> None:
+        """Go by ``config`` from now on. What is open stays open, except for clients that are
+        none any more."""
+        self._door.admit(config.clients)
+        self.config = config
+        self._guests = GuestBook(config.clients, self._guest_key)
+        self.policy = DestinationPolicy(
+            config.egress, config.listen.port, own_addresses=self.policy.own_addresses
+        )
+        names = {client.name for client in config.clients}
+        for flow in [flow for flow, name in self.flows.items() if name not in names]:
+            flow.abort(now)
+        for owner in list(self._owners.values()):
+            if isinstance(owner, Reception) and owner.request.client not in names:
+                owner.on_event(owner.client, Event.RESET, now)
+                owner.client.abort(now)
 
     # -- Listener -------------------------------------------------------------------------------
 

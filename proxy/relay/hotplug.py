@@ -10,6 +10,7 @@ most such outages are short, and the address stays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.mptcp.connection import MptcpConnection
@@ -60,9 +61,41 @@ class Hotplug:
             self._returned(health, now)
         return bool(was_waiting) != bool(health.waits_for)
 
+    def expect(self, endpoint: Endpoint) -> None:
+        """``endpoint`` is new and gets into use once its uplink can be used."""
+        self._away[endpoint.ip] = endpoint
+
     def forget(self, ip: bytes) -> None:
         """The address is no uplink's any more."""
         self._away.pop(ip, None)
+
+    def change(self, old: Endpoint, new: Endpoint, now: float) -> None:
+        """The configuration of an endpoint changed: what differs is taken over.
+
+        The gateway learns a weight from an endpoint's id, so from connections opened afterwards.
+        """
+        changed = {
+            name: getattr(new, name)
+            for name in ("id", "backup", "weight")
+            if getattr(old, name) != getattr(new, name)
+        }
+        away = self._away.get(new.ip)
+        if away is not None:
+            self._away[new.ip] = replace(away, **changed)
+            return
+        for endpoint in self._stack.local_addresses:
+            if endpoint.ip == new.ip:
+                self._change(endpoint, replace(endpoint, **changed), now)
+
+    def _change(self, endpoint: Endpoint, changed: Endpoint, now: float) -> None:
+        endpoints = self._stack.local_addresses
+        if any(other.id == changed.id for other in endpoints if other is not endpoint):
+            changed = replace(changed, id=endpoint.id)  # an endpoint of the operator's has it
+        self._stack.local_addresses = [changed if e is endpoint else e for e in endpoints]
+        for conn, subflows in self._over(changed.ip):
+            for subflow in subflows:
+                subflow.weight = changed.weight
+            conn.path_manager.on_endpoint_changed(conn, endpoint, changed, now)
 
     # -- one engine address -----------------------------------------------------------------------
 

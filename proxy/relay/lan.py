@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeGuard
 
-from proxy.config import ProxyConfig
+from proxy.config import ProxyConfig, UplinkConfig
 from proxy.config.proxy import BYTES_PER_MBIT
 from proxy.convert.auth import NONCE_LENGTH, Client, Reply
-from proxy.convert.tlv import Error, ErrorCode
 from proxy.engine.stack import Application, Stack
 from proxy.mptcp.connection import MptcpConnection
 from proxy.mptcp.notes import Fallback
-from proxy.pm.base import Endpoint, uplink_id
 from proxy.pm.base import factory as path_manager
-from proxy.relay.attempt import Attempt
+from proxy.relay.attempt import Attempt, DirectAttempt
 from proxy.relay.flow import ByteStream, Flow, FlowNumbers
-from proxy.relay.hotplug import Hotplug
+from proxy.relay.opening import Opening
+from proxy.relay.reach import GatewayWatch, Probe
+from proxy.relay.rules import RuleBook
 from proxy.relay.shared import share_uplinks
-from proxy.relay.uplinks import HostUplink, UplinkHealth, preference
+from proxy.relay.treatment import Treatment
+from proxy.relay.uplink_table import UplinkTable
+from proxy.relay.uplinks import HostUplink, UplinkHealth
 from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
@@ -34,164 +37,11 @@ from proxy.wire.icmp import Unreachable
 
 log = logging.getLogger(__name__)
 
-# A SYN without answer for this long is tried on the next uplink as well (seconds): longer than
-# most servers take to accept, far shorter than a person waits.
-HEDGE_DELAY = 1.0
-# Nobody waits longer than this for a connection (seconds): the client's own kernel and the
-# gateway's have given up by then. What accepts our SYN and then stays mute ends here.
-OPENING_TIMEOUT = 180.0
 # Conversations that wait for their server, and all that are open: SYN floods from the LAN end here.
 MAX_OPENING = 4096
 # Of these for one LAN host, so that a scanner does not shut out the others.
 MAX_OPENING_PER_HOST = 1024
 MAX_FLOWS = 65536
-# By the ICMP code that the gateway names (RFC 8803 §6.2.8, error 97); others count as the host's.
-_ICMP_CODES = {why.value[0]: why for why in Unreachable}
-
-
-class Opening:
-    """A LAN client that waits for its server; the owner of its attempts to reach it."""
-
-    __slots__ = ("attempts", "give_up_at", "hedge_at", "lan", "relay", "remaining", "syn")
-
-    def __init__(
-        self,
-        relay: LanRelay,
-        syn: Segment,
-        lan: TcpConnection,
-        uplinks: list[UplinkHealth],
-        now: float,
-    ) -> None:
-        self.relay = relay
-        self.syn = syn
-        self.lan = lan
-        self.remaining = uplinks
-        self.attempts: list[Attempt] = []
-        self.hedge_at: float | None = None
-        self.give_up_at: float | None = now + OPENING_TIMEOUT
-
-    @property
-    def destination(self) -> Address:
-        """Where the client wants to go."""
-        return self.lan.local
-
-    def try_next(self, now: float) -> bool:
-        """Start an attempt on the next uplink that can; False when none is left."""
-        while self.remaining:
-            attempt = self.relay.attempt(self, self.remaining.pop(0), now)
-            if attempt is None:
-                continue
-            self.attempts.append(attempt)
-            self.hedge_at = now + HEDGE_DELAY if self.remaining else None
-            self.relay.stack.arm(self)
-            return True
-        return False
-
-    def uplink_lost(self, uplink: UplinkHealth, now: float) -> None:
-        """What was tried on it is in vain."""
-        for attempt in [attempt for attempt in self.attempts if attempt.uplink is uplink]:
-            attempt.stream.abort(now)
-            self._attempt_failed(attempt, now)
-
-    # -- timer ----------------------------------------------------------------------------------
-
-    def next_timeout(self) -> float | None:
-        """When the next uplink gets its chance, or all of them had theirs."""
-        return self.give_up_at if self.hedge_at is None else self.hedge_at
-
-    def on_timeout(self, now: float) -> None:
-        """The uplinks tried so far stayed silent: the server may be slow, or the path dead."""
-        if self.give_up_at is not None and now >= self.give_up_at:
-            self.relay.unreachable(self, Unreachable.HOST, now)
-        elif self.hedge_at is not None and now >= self.hedge_at:
-            self.hedge_at = None
-            self.try_next(now)
-
-    def poll(self, now: float) -> None:
-        """Nothing to send by itself."""
-
-    # -- events ---------------------------------------------------------------------------------
-
-    def on_event(self, stream: ByteStream, kind: Event, now: float) -> None:
-        """Something happened to the client's connection or to an attempt."""
-        if stream is self.lan:
-            if kind in (Event.RESET, Event.TIMED_OUT, Event.UNREACHABLE, Event.CLOSED):
-                self.relay.abandon(self, now)
-            return
-        for attempt in self.attempts:
-            if attempt.stream is stream:
-                self._on_attempt(attempt, kind, now)
-                return
-
-    def _on_attempt(self, attempt: Attempt, kind: Event, now: float) -> None:
-        if kind in (Event.RESET, Event.TIMED_OUT, Event.UNREACHABLE, Event.CLOSED):
-            self._attempt_failed(attempt, now)
-            return
-        answer = attempt.on_event(kind)
-        if answer is None:
-            return
-        if answer.reply is None:
-            log.warning("uplink %s: answer without the gateway's proof", attempt.uplink.name)
-            attempt.stream.abort(now)
-            self._attempt_failed(attempt, now)
-            return
-        if self.relay.refuses(attempt.stream):
-            log.warning("uplink %s: %s", attempt.uplink.name, attempt.stream.fallback_reason)
-            attempt.stream.abort(now)
-            self._attempt_failed(attempt, now)
-            return
-        attempt.uplink.answered(attempt.rtt())
-        self._suspect_earlier(attempt, now)
-        if attempt.syn_data_eaten():
-            attempt.uplink.ate_syn_data(now)
-        if answer.reply.challenge:
-            self._repeat(attempt, answer.reply.challenge, now)
-        elif answer.reply.error is not None:
-            self._refused(answer.reply.error, now)
-        else:
-            self.relay.join(self, attempt, answer.rest, now)
-
-    def _suspect_earlier(self, answered: Attempt, now: float) -> None:
-        """What was tried before and is silent still is slower by ``HEDGE_DELAY`` or dead. That the
-        gateway is silent alone would say nothing: it answers when the server does."""
-        for attempt in self.attempts:
-            if attempt is answered:
-                return
-            attempt.uplink.unanswered(now)
-
-    def _attempt_failed(self, attempt: Attempt, now: float) -> None:
-        self.attempts.remove(attempt)
-        self.relay.disown(attempt.stream)
-        attempt.uplink.unanswered(now)
-        if not self.try_next(now) and not self.attempts:
-            self.relay.unreachable(self, Unreachable.HOST, now)
-
-    def _repeat(self, attempt: Attempt, challenge: bytes, now: float) -> None:
-        """Ask again with the gateway's challenge: our clock is off, or the gateway is new."""
-        attempt.stream.abort(now)
-        if attempt.challenged:
-            self._attempt_failed(attempt, now)  # once is enough: something else is wrong
-            return
-        self.attempts.remove(attempt)
-        self.relay.disown(attempt.stream)
-        attempt.uplink.challenged(challenge, now)
-        self.remaining.insert(0, attempt.uplink)
-        self.try_next(now)
-
-    def _refused(self, error: Error, now: float) -> None:
-        """The gateway says why there is no connection: the client is told the same."""
-        log.debug("%s: the gateway answers %s", self.destination, error)
-        if error.code == ErrorCode.DESTINATION_UNREACHABLE:
-            code = error.detail[0] if error.detail else -1
-            self.relay.unreachable(self, _ICMP_CODES.get(code, Unreachable.HOST), now)
-        elif error.code == ErrorCode.NOT_AUTHORIZED:
-            self.relay.unreachable(self, Unreachable.PROHIBITED, now)
-        elif error.code == ErrorCode.NETWORK_FAILURE:
-            self.relay.unreachable(self, Unreachable.NETWORK, now)
-        elif error.code == ErrorCode.RESOURCE_EXCEEDED:
-            self.relay.hold_off(self, error.delay, now)
-        else:
-            self.relay.refuse(self, now)
 
 
 class LanRelay:
@@ -204,26 +54,54 @@ class LanRelay:
         self.stack = stack
         self.gateway = Address(config.gateway.address, config.gateway.port)
         self.client = Client(config.gateway.client, config.gateway.secret, config.gateway.service)
-        self.uplinks = uplink_health(config)
+        self.table = UplinkTable(config, stack, self._uplink_lost)
         for uplink in config.uplinks:
-            stack.set_limit(uplink.name, uplink.limit_up * BYTES_PER_MBIT / config.workers)
-        self.endpoints = {uplink.local_ip: _endpoint(uplink) for uplink in self.uplinks}
-        self.hotplug = Hotplug(stack, lambda: list(self.endpoints), self._uplink_lost)
-        self.tell: Callable[[str, dict[str, object]], None] = lambda name, attributes: None
-        self.flows: dict[Flow, None] = {}
-        self._wall_clock = wall_clock
-        self._owners: dict[ByteStream, Opening | Flow] = {}
+            self._limit(uplink)
+        self.flows: dict[Flow, Treatment] = {}
+        self.rules = RuleBook(config.rules)
+        self.watch = GatewayWatch(self, now)
+        self.wall_clock = wall_clock
+        self._owners: dict[ByteStream, Opening | Flow | Probe] = {}
         self._openings: dict[bytes, int] = {}
         self._opening = 0
         self._numbers = FlowNumbers(stack.token_share)
         self._closed_until = 0.0
         self.started = now
+        self._share()
         if stack.handover is not None:
-            share_uplinks(lambda: self.uplinks, self.client, stack.handover)
             stack.handover.noted["hold-off"] = self._hear_hold_off
         stack.listener = self
         stack.path_manager = path_manager(config.mptcp.get("path_manager", "kernel"))
-        stack.local_addresses = list(self.endpoints.values())
+
+    @property
+    def uplinks(self) -> list[UplinkHealth]:
+        """All of them, in the order of the configuration."""
+        return self.table.uplinks
+
+    def reconfigure(self, config: ProxyConfig, now: float) -> None:
+        """Go by ``config`` from now on; what is open stays open."""
+        before = self.config
+        peer, old = config.gateway, before.gateway
+        self.rules.replace(config.rules)
+        self.config = config
+        self.gateway = Address(peer.address, peer.port)
+        if (peer.client, peer.secret, peer.service) != (old.client, old.secret, old.service):
+            offset = self.client.clock_offset
+            self.client = Client(peer.client, peer.secret, peer.service)
+            self.client.clock_offset = offset
+        self.table.reconfigure(config, now)
+        limits = {uplink.name: uplink.limit_up for uplink in before.uplinks}
+        for uplink in config.uplinks:
+            if uplink.limit_up != limits.get(uplink.name, 0.0):
+                self._limit(uplink)
+        self._share()
+        if replace(peer, when_unreachable="") != replace(old, when_unreachable=""):
+            self.watch.reset(now)
+
+    def follow(self, host: Sequence[HostUplink], now: float) -> None:
+        """The host's interfaces, addresses or routes are such now."""
+        self.table.follow(host, now)
+        self.watch.start()
 
     # -- Listener -------------------------------------------------------------------------------
 
@@ -245,14 +123,11 @@ class LanRelay:
         assert isinstance(lan, TcpConnection)
         if lan.state is State.CLOSED:
             return  # refused already, say for its MSS
-        length = len(self.gateway.ip)
-        usable = [uplink for uplink in self.uplinks if uplink.usable(length)]
-        opening = Opening(self, syn, lan, preference(usable, now), now)
+        opening = Opening(self, syn, lan, now)
         self._owners[lan] = opening
         self._openings[syn.src] = host + 1
         self._opening += 1
-        if not opening.try_next(now):
-            self.unreachable(opening, Unreachable.HOST, now)
+        opening.begin(now)
 
     def on_stray(self, segment: Segment, now: float) -> bool:
         """A segment of a connection that does not exist (any more) gets a RST: after a restart
@@ -272,17 +147,14 @@ class LanRelay:
         elif owner is not None:
             owner.on_event(stream, kind, now)
 
-    def follow(self, host: Sequence[HostUplink], now: float) -> None:
-        """The host's interfaces, addresses or routes changed."""
-        for uplink in self.uplinks:
-            for state in host:
-                if state.name == uplink.name and self.hotplug.follow(uplink, state, now):
-                    self._tell_uplink(uplink)
-
     def refuses(self, stream: ByteStream) -> TypeGuard[MptcpConnection]:
         """Whether it has fallen back and ``gateway.require_mptcp`` forbids that (RFC 8684 §5)."""
-        plain = isinstance(stream, MptcpConnection) and stream.fallback is not Fallback.NONE
-        if plain and self.config.gateway.require_mptcp:
+        if (
+            isinstance(stream, MptcpConnection)
+            and stream.fallback is not Fallback.NONE
+            and stream.remote == self.gateway
+            and self.config.gateway.require_mptcp
+        ):
             self.stack.counters.add("FallbackRefused")
             return True
         return False
@@ -292,51 +164,105 @@ class LanRelay:
         for owner in set(self._owners.values()):
             if isinstance(owner, Flow):
                 owner.abort(now)
+            elif isinstance(owner, Probe):
+                owner.stream.abort(now)
             else:
                 self.abandon(owner, now)
                 owner.lan.abort(now)
 
+    # -- for GatewayWatch -----------------------------------------------------------------------
+
+    def tell(self, name: str, attributes: dict[str, object]) -> None:
+        """Publish an event."""
+        self.table.tell(name, attributes)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a conversation waits for its server."""
+        return self._opening > 0
+
+    def own(self, stream: TcpConnection, probe: Probe) -> None:
+        """Events of ``stream`` are for ``probe``."""
+        self._owners[stream] = probe
+
+    def on_verdict(self, now: float) -> None:
+        """The gateway was asked whether it is there; conversations may wait for that."""
+        for owner in list(dict.fromkeys(self._owners.values())):
+            if isinstance(owner, Opening):
+                owner.on_verdict(now)
+
     # -- for Opening ----------------------------------------------------------------------------
 
-    def attempt(self, opening: Opening, uplink: UplinkHealth, now: float) -> Attempt | None:
-        """Open a connection to the gateway on ``uplink``, with the request in its SYN.
+    def attempt(
+        self, opening: Opening, uplink: UplinkHealth, now: float
+    ) -> Attempt | DirectAttempt | None:
+        """Open a connection to where ``opening`` goes, on ``uplink``.
 
-        None if that uplink has no port left towards the gateway.
+        None if that uplink has no port left towards there.
         """
+        try:
+            if opening.direct:
+                return self._attempt_directly(opening, uplink, now)
+            return self._attempt_by_gateway(opening, uplink, now)
+        except OSError as error:
+            log.warning("uplink %s: %s", uplink.name, error)
+            return None
+
+    def _attempt_directly(
+        self, opening: Opening, uplink: UplinkHealth, now: float
+    ) -> DirectAttempt:
+        server = opening.destination
+        local_ip = uplink.ip(len(server.ip))
+        stream = self.stack.connect_mptcp(local_ip, server, now, b"", uplink.name)
+        self._opened(opening, stream)
+        return DirectAttempt(stream, uplink)
+
+    def _opened(self, opening: Opening, stream: MptcpConnection) -> None:
+        self._owners[stream] = opening
+        if opening.rule is not None and opening.rule.uplinks:
+            stream.use_uplinks(frozenset(opening.rule.uplinks))
+
+    def _attempt_by_gateway(self, opening: Opening, uplink: UplinkHealth, now: float) -> Attempt:
+        """With the request in the SYN."""
         challenge = uplink.challenge_at(now)
         request = self.client.request(
             opening.destination,
-            self._wall_clock(),
+            self.wall_clock(),
             self.stack.rng.randbytes(NONCE_LENGTH),
             challenge,
             weight=uplink.weight,
         )
         uplink.attempts += 1
         early = request if uplink.takes_syn_data(now) else b""
-        try:
-            stream = self.stack.connect_mptcp(
-                uplink.local_ip, self.gateway, now, early, uplink.name, self.client.knock
-            )
-        except OSError as error:
-            log.warning("uplink %s: %s", uplink.name, error)
-            return None
+        stream = self.stack.connect_mptcp(
+            uplink.local_ip, self.gateway, now, early, uplink.name, self.client.knock
+        )
         if not early:
             stream.send(request)
-        self._owners[stream] = opening
+        self._opened(opening, stream)
 
         def check(reply: bytes) -> Reply:
-            return self.client.check_reply(request, reply, self._wall_clock())
+            return self.client.check_reply(request, reply, self.wall_clock())
 
         return Attempt(stream, uplink, check, challenged=bool(challenge))
 
-    def join(self, opening: Opening, attempt: Attempt, rest: bytes, now: float) -> None:
+    def join(
+        self, opening: Opening, attempt: Attempt | DirectAttempt, rest: bytes, now: float
+    ) -> None:
         """The server answered: answer the client and let bytes flow."""
         self._leave(opening, now, keep=attempt)
-        opening.lan.accept(now)
+        if not opening.told:
+            opening.lan.accept(now)
         flow = Flow(self._numbers.take(), opening.lan, attempt.stream, self._ended, now)
         self._owners[opening.lan] = flow
         self._owners[attempt.stream] = flow
-        self.flows[flow] = None
+        via = "direct" if opening.direct else "gateway"
+        treatment = self.flows[flow] = Treatment(opening.rule, via, self.table.metered)
+        treatment.begin(flow)
+        flow.on_mark = treatment.on_mark
+        for chunk in opening.early:
+            attempt.stream.send(chunk)
+            flow.bytes_out += len(chunk)
         if rest:
             opening.lan.send(rest)
             flow.bytes_in += len(rest)
@@ -345,11 +271,17 @@ class LanRelay:
     def refuse(self, opening: Opening, now: float) -> None:
         """Tell the client that its connection was refused."""
         self._leave(opening, now)
-        opening.lan.refuse(now)
+        if opening.told:
+            opening.lan.abort(now)
+        else:
+            opening.lan.refuse(now)
 
     def unreachable(self, opening: Opening, why: Unreachable, now: float) -> None:
         """Tell the client that its destination cannot be reached."""
         self._leave(opening, now)
+        if opening.told:
+            opening.lan.abort(now)
+            return
         self.stack.answer_unreachable(opening.syn, why)
         opening.lan.discard(now)
 
@@ -375,8 +307,19 @@ class LanRelay:
 
     # -- private --------------------------------------------------------------------------------
 
-    def _leave(self, opening: Opening, now: float, keep: Attempt | None = None) -> None:
-        opening.hedge_at = opening.give_up_at = None
+    def _limit(self, uplink: UplinkConfig) -> None:
+        rate = uplink.limit_up * BYTES_PER_MBIT / self.config.workers
+        self.stack.set_limit(uplink.name, rate)
+
+    def _share(self) -> None:
+        if self.stack.handover is not None:
+            share_uplinks(lambda: self.uplinks, self.client, self.stack.handover)
+
+    def _leave(
+        self, opening: Opening, now: float, keep: Attempt | DirectAttempt | None = None
+    ) -> None:
+        opening.give_up()
+        opening.give_up_at = None
         self.stack.forget(opening)
         self._opening -= 1
         host = opening.syn.src
@@ -404,53 +347,17 @@ class LanRelay:
             if isinstance(owner, Opening):
                 owner.uplink_lost(uplink, now)
 
-    def _tell_uplink(self, uplink: UplinkHealth) -> None:
-        attributes: dict[str, object] = {"uplink": uplink.name, "interface": uplink.interface}
-        if uplink.waits_for:
-            log.warning("uplink %s: %s", uplink.name, uplink.waits_for)
-            self.tell("uplink-down", {**attributes, "waits-for": uplink.waits_for})
-        else:
-            log.info("uplink %s: %s can be used", uplink.name, uplink.interface)
-            self.tell("uplink-up", attributes)
-
     def _note_uplinks(self, connection: MptcpConnection, kind: Event, now: float) -> None:
         if kind is not Event.SUBFLOW_ESTABLISHED:
+            return
+        owner = self._owners.get(connection)
+        if isinstance(owner, Flow):
+            self.flows[owner].on_subflow(owner, now)
+        if connection.remote != self.gateway:
             return
         for subflow in connection.subflows:
             for uplink in self.uplinks:
                 if subflow.uplink == uplink.name and subflow.srtt and not subflow.stale:
                     uplink.answered(subflow.min_rtt)
-
-
-def uplink_health(config: ProxyConfig) -> list[UplinkHealth]:
-    """One entry per uplink, with its engine addresses; all have a way out until told otherwise."""
-    v6 = len(config.gateway.address) == 16
-    found = []
-    for uplink in config.uplinks:
-        ips = [
-            prefix[10 + uplink.slot].packed for prefix in (config.tun.prefix4, config.tun.prefix6)
-        ]
-        found.append(
-            UplinkHealth(
-                uplink.name,
-                uplink.interface,
-                local_ip=ips[v6],
-                other_ip=ips[not v6],
-                slot=uplink.slot,
-                backup=uplink.backup,
-                weight=uplink.weight,
-                ways=frozenset(ips),
-            )
-        )
-    return found
-
-
-def _endpoint(uplink: UplinkHealth) -> Endpoint:
-    return Endpoint(
-        uplink.local_ip,
-        uplink_id(uplink.slot, uplink.weight),
-        uplink.name,
-        subflow=True,
-        backup=uplink.backup,
-        weight=uplink.weight,
-    )
+                    if subflow.fully_established and now - subflow.last_received < 1.0:
+                        self.watch.answered(uplink, now)

@@ -52,6 +52,7 @@ class UplinkHealth:
     slot: int = 0
     backup: bool = False
     weight: int = 1
+    metered: bool = False
     waits_for: str = ""
     ways: frozenset[bytes] = frozenset()
     sources: frozenset[bytes] = frozenset()

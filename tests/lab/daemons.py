@@ -154,6 +154,11 @@ class Daemon:
                 f"{self.role}: did not stop within {STOP_WITHIN} s\n{self.log}"
             ) from None
 
+    def hang_up(self) -> None:
+        """SIGHUP: read the configuration again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
     def kill(self) -> None:
         """kill -9: no chance to clean up."""
         assert self._process is not None

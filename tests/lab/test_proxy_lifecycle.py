@@ -77,12 +77,16 @@ def test_gateway_restart_ends_old_connections_and_takes_new_ones(lab: Topology) 
 def test_stranger_gets_silence(lab: Topology, tmp_path: Path, late_convert: bool) -> None:
     """A wrong secret is not answered by a single packet, nor is the bare SYN that comes next."""
     both = Boxes(lab, proxy={"secret_file": "wrong.key"}, gateway={"late_convert": late_convert})
+    file = both.proxy.config_file
+    refuse = '[gateway]\nwhen_unreachable = "refuse"'
+    file.write_text(file.read_text().replace("[gateway]", refuse))
     both.write_secret("wrong.key", 2)
-    both.start()
+    both.gateway.start()
     with (
         capturing(lab.gateway, "any", tmp_path / "pcap", f"tcp port {PORT}") as capture,
         serving(lab.server, echo) as server,
     ):
+        both.proxy.start()
         with pytest.raises(OSError):  # noqa: PT011
             lab.client.connect(SERVER4, server.port, timeout=4)
         assert server.peers == []
@@ -117,6 +121,27 @@ def test_check_says_what_would_be_done_and_does_nothing(lab: Topology) -> None:
     assert "u1" in done.stdout
     assert "u2" in done.stdout
     assert snapshot(lab.proxy) == before
+
+
+@pytest.mark.lab("nft")
+def test_check_finds_a_firewall_that_drops_what_is_forwarded(lab: Topology) -> None:
+    both = Boxes(lab)
+    chain = "chain forward { type filter hook forward priority 0; policy drop; }"
+    lab.proxy.run("nft", f"table inet mine {{ {chain}; }}")
+    mend = "nft insert rule inet mine forward iifname mptcp-proxy accept"
+    check = ("check", "-c", str(both.proxy.config_file))
+    assert mend in both.proxy.command(*check).stdout
+    both.start()
+    with serving(lab.server, echo) as server:
+        with pytest.raises(TimeoutError):
+            lab.client.connect(SERVER4, server.port, timeout=1)
+        for direction in ("iifname", "oifname"):
+            lab.proxy.run("sh", "-c", mend.replace("iifname", direction))
+        with lab.client.connect(SERVER4, server.port) as sock:
+            assert echo_through(sock, 1000)
+        assert "inet mine" not in both.proxy.command(*check).stdout
+    lab.proxy.run("nft", "delete", "table", "inet", "mine")
+    both.stop()
 
 
 def test_check_names_a_missing_interface(lab: Topology) -> None:

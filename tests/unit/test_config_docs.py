@@ -27,6 +27,7 @@ def keys_of_the_reader() -> set[str]:
     keys = {f"{table}.{key}" for table, body in tables for key in re.findall(r'"(\w+)"', body)}
     lists = {
         "uplink": re.search(r"known = \(([^)]*)\)", source),
+        "rule": re.search(r"RULE_KEYS = \(([^)]*)\)", source),
         "client": re.search(r'root\.tables\("client", \(([^)]*)\)', source),
     }
     for table, match in lists.items():

@@ -21,7 +21,14 @@ def first_cells(title: str) -> set[str]:
 
 
 def test_every_command_of_the_socket_is_documented_and_no_other() -> None:
-    commands = set(Plane().plane.commands()) | {"status", "subscribe", "unsubscribe"}
+    commands = set(Plane().plane.commands()) | {
+        "status",
+        "subscribe",
+        "unsubscribe",
+        "reload",
+        "rules",
+        "rule-test",
+    }
     assert first_cells("## The protocol") == commands
 
 

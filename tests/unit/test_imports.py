@@ -36,6 +36,7 @@ LAYERS = (
         "engine.runtime_channel",
         "engine.runtime_daemon",
         "engine.runtime_follow",
+        "engine.runtime_reload",
         "engine.runtime_role",
         "engine.runtime_socket",
         "engine.runtime_supervisor",

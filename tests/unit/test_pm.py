@@ -53,6 +53,10 @@ class Conn:
     def __post_init__(self) -> None:
         self.path_subflows = [Sub(self.local, self.remote)]
 
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        return self.host.local_addresses
+
     def open_subflow(
         self,
         local: Address,
