@@ -97,31 +97,52 @@ def client_id(name: str) -> bytes:
     return hashlib.sha256(b"mptcp-proxy client id\0" + name.encode()).digest()[:8]
 
 
+class _Mac:
+    """HMAC-SHA256 (RFC 2104) with the work for its key, and for what all its messages begin with,
+    done once: a third of what ``hmac.digest`` takes for a message of ours."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes, begin: bytes) -> None:
+        padded = key.ljust(64, b"\0")  # no key is longer than a block
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded) + begin)
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def digest(self, *parts: bytes | bytearray) -> bytes:
+        """The 32 bytes for ``begin`` and these parts."""
+        inner = self._inner.copy()
+        for part in parts:
+            inner.update(part)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.digest()
+
+
 class _Key:
     """What is derived from one secret, for one gateway service."""
 
-    __slots__ = ("_auth", "_service", "kid")
+    __slots__ = ("_knock", "_reply", "_request", "kid")
 
     def __init__(self, secret: bytes, service: str) -> None:
-        self._auth = hkdf(secret, _HKDF_SALT, b"auth", 32)
+        auth = hkdf(secret, _HKDF_SALT, b"auth", 32)
         self.kid = int.from_bytes(hkdf(secret, _HKDF_SALT, b"kid", 2), "big")
         name = service.encode()
-        self._service = bytes((len(name),)) + name
+        service_name = bytes((len(name),)) + name
+        self._request = _Mac(auth, _LABEL_C2S + service_name)
+        self._reply = _Mac(auth, _LABEL_S2C)
+        self._knock = _Mac(auth, _LABEL_KNOCK + service_name)
 
     def request_tag(self, message: bytes | bytearray) -> bytes:
         """The tag of a request, given with zeros in its place."""
-        data = _LABEL_C2S + self._service + message
-        return hmac.digest(self._auth, data, "sha256")[:TAG_LENGTH]
+        return self._request.digest(message)[:TAG_LENGTH]
 
     def reply_tag(self, request_tag: bytes, reply: bytes) -> bytes:
         """The MAC of a reply, given with zeros in its place."""
-        data = _LABEL_S2C + request_tag + reply
-        return hmac.digest(self._auth, data, "sha256")[: Proof.TAG_LENGTH]
+        return self._reply.digest(request_tag, reply)[: Proof.TAG_LENGTH]
 
     def knock(self, isn: int) -> int:
         """The timestamp (u32) of a SYN of ours with that sequence number."""
-        data = _LABEL_KNOCK + self._service + isn.to_bytes(4, "big")
-        return int.from_bytes(hmac.digest(self._auth, data, "sha256")[:4], "big")
+        return int.from_bytes(self._knock.digest(isn.to_bytes(4, "big"))[:4], "big")
 
     def seal_reply(self, request_tag: bytes, tlvs: Iterable[tlv.Tlv], nonce: bytes) -> bytes:
         """The reply of ``tlvs`` and a proof, which comes last."""
