@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from proxy.engine.runtime_poll import SocketPoll
 from proxy.engine.runtime_socket import Dial, KernelStream
 from proxy.engine.stack import Application, Stack
 from proxy.errors import DeviceError
@@ -55,6 +56,7 @@ class Runtime:
         self.failed: asyncio.Future[None] = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
+        self._sockets = SocketPoll()
         self._unflushed: list[KernelStream] = []
         self._turning = False
         self._turn_again = False
@@ -63,6 +65,7 @@ class Runtime:
         """Begin to move packets."""
         self.relay = relay
         self.loop.add_reader(self.device.fileno(), self._on_readable)
+        self.loop.add_reader(self._sockets.fileno(), self._on_sockets)
 
     def stop(self) -> None:
         """Reset what is open, write it out and leave the loop."""
@@ -72,6 +75,8 @@ class Runtime:
             self.turn()
         if self._timer is not None:
             self._timer.cancel()
+        self.loop.remove_reader(self._sockets.fileno())
+        self._sockets.stop()
 
     def dial(self, server: Address, done: Callable[[ByteStream | None, int], None]) -> Dial:
         """Connect to a server with a kernel socket; ``done(stream | None, errno)`` follows."""
@@ -87,7 +92,7 @@ class Runtime:
                 stream.start(self._on_socket_event)
             self.turn()
 
-        return Dial(self.loop, server, finished, self._unflushed.append)
+        return Dial(self.loop, self._sockets, server, finished, self._unflushed.append)
 
     def turn(self) -> None:
         """Deliver events, write packets and sockets until nothing is left, then set the timer."""
@@ -169,6 +174,14 @@ class Runtime:
                 receive(packet, now)
             except Exception:
                 self._internal_error()
+        self.turn()
+
+    def _on_sockets(self) -> None:
+        self._turning = True  # one turn for all that has happened
+        try:
+            self._sockets.dispatch(self._internal_error)
+        finally:
+            self._turning = False
         self.turn()
 
     def _on_socket_event(self, stream: KernelStream, kind: Event) -> None:

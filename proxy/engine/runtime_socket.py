@@ -9,6 +9,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+from proxy.engine.runtime_poll import ENDING, IN, OUT, SocketPoll
 from proxy.tcp.events import Event
 from proxy.wire.address import Address
 
@@ -27,22 +28,23 @@ class KernelStream:
     """A connected, non-blocking kernel socket.
 
     Bytes sent are queued and leave with ``flush()``, which the runtime calls once per turn, so
-    that many small chunks cost one system call. Reading stops by itself (the loop is not told to
-    watch) while the flow leaves bytes in the socket.
+    that many small chunks cost one system call. Bytes that the flow leaves in the socket raise no
+    event: it comes back for them when its sink has room.
     """
 
     __slots__ = (
         "_drained",
+        "_ending",
         "_finish",
         "_flush_later",
         "_handler",
         "_loop",
+        "_poll",
         "_queue",
         "_queued",
         "_socket",
         "_starved",
-        "_watching_read",
-        "_watching_write",
+        "_unwritable",
         "eof",
         "peer",
     )
@@ -50,13 +52,16 @@ class KernelStream:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        poll: SocketPoll,
         connected: socket.socket,
         peer: Address,
         flush_later: FlushLater,
     ) -> None:
+        """``connected`` is watched by ``poll``."""
         self.eof = False
         self.peer = peer
         self._loop = loop
+        self._poll = poll
         self._socket: socket.socket | None = connected
         self._flush_later = flush_later
         self._handler: StreamHandler | None = None
@@ -64,14 +69,15 @@ class KernelStream:
         self._queued = 0
         self._finish = False
         self._drained = True
+        self._ending = False
         self._starved = False
-        self._watching_read = False
-        self._watching_write = False
+        self._unwritable = False
 
     def start(self, handler: StreamHandler) -> None:
         """Begin to tell ``handler`` what happens."""
         self._handler = handler
-        self._watch_read()
+        if not self._drained:
+            self._tell(Event.READABLE)
 
     # -- ByteStream ---------------------------------------------------------------------------
 
@@ -101,16 +107,17 @@ class KernelStream:
         try:
             chunk = connected.recv(size)
         except BlockingIOError:
-            self._now_drained()
+            self._drained = True
             return []
         except OSError as error:
             self._failed(error)
             return []
         if not chunk:
-            self._at_end()
+            self.eof = True
+            self._close_when_done()
             return []
-        if len(chunk) < size:
-            self._now_drained()
+        if len(chunk) < size and not self._ending:
+            self._drained = True
         return [chunk]
 
     def shutdown_write(self) -> None:
@@ -132,7 +139,7 @@ class KernelStream:
     def flush(self) -> None:
         """Write what the socket takes; the rest waits until it is writable."""
         connected = self._socket
-        if connected is None or self._watching_write:
+        if connected is None or self._unwritable:
             return
         queue = self._queue
         try:
@@ -140,8 +147,7 @@ class KernelStream:
                 sent = connected.sendmsg([queue[i] for i in range(min(len(queue), _WRITE_BUFFERS))])
                 self._sent(sent)
         except BlockingIOError:
-            self._watching_write = True
-            self._loop.add_writer(connected.fileno(), self._on_writable)
+            self._unwritable = True
         except OSError as error:
             self._failed(error)
             return
@@ -170,36 +176,21 @@ class KernelStream:
             return
         self._close_when_done()
 
-    def _on_writable(self) -> None:
+    def on_ready(self, events: int) -> None:
+        """What ``SocketPoll`` tells."""
         if self._socket is None:
             return
-        self._loop.remove_writer(self._socket.fileno())
-        self._watching_write = False
-        self.flush()
-
-    def _on_readable(self) -> None:
-        self._drained = False
-        self._tell(Event.READABLE)
-        if not self._drained and not self.eof and self._socket is not None:
-            # The flow left bytes behind because its sink is full: do not spin on them.
-            self._loop.remove_reader(self._socket.fileno())
-            self._watching_read = False
-
-    def _now_drained(self) -> None:
-        self._drained = True
-        self._watch_read()
-
-    def _watch_read(self) -> None:
-        if not self._watching_read and self._socket is not None:
-            self._watching_read = True
-            self._loop.add_reader(self._socket.fileno(), self._on_readable)
-
-    def _at_end(self) -> None:
-        self.eof = True
-        if self._watching_read and self._socket is not None:
-            self._watching_read = False
-            self._loop.remove_reader(self._socket.fileno())
-        self._close_when_done()
+        if self._unwritable and events & (OUT | ENDING):
+            self._unwritable = False
+            self.flush()
+        if events & ENDING:
+            # A read that takes less than it could is not the last one then.
+            self._ending = True
+        elif not events & IN:
+            return
+        if self._drained and not self.eof:
+            self._drained = False
+            self._tell(Event.READABLE)
 
     def _close_when_done(self) -> None:
         if self.eof and self._finish and not self._queue and self._socket is not None:
@@ -219,9 +210,7 @@ class KernelStream:
         self._socket = None
         self._queue.clear()
         self._queued = 0
-        self._loop.remove_reader(connected.fileno())
-        self._loop.remove_writer(connected.fileno())
-        connected.close()
+        self._poll.close(connected)
 
     def _tell(self, event: Event) -> None:
         if self._handler is not None:
@@ -231,17 +220,19 @@ class KernelStream:
 class Dial:
     """A connection attempt to a server in progress; ``cancel()`` gives it up."""
 
-    __slots__ = ("_cancelled", "_done", "_flush_later", "_loop", "_peer", "_socket")
+    __slots__ = ("_cancelled", "_done", "_flush_later", "_loop", "_peer", "_poll", "_socket")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        poll: SocketPoll,
         peer: Address,
         done: Callable[[KernelStream | None, int], None],
         flush_later: FlushLater,
     ) -> None:
         """Start to connect; ``done(stream, 0)`` or ``done(None, errno)`` follows, later."""
         self._loop = loop
+        self._poll = poll
         self._peer = peer
         self._done = done
         self._flush_later = flush_later
@@ -261,8 +252,8 @@ class Dial:
         # A relay must add no delay of its own to what its client already coalesced.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = self._socket.connect_ex((socket.inet_ntop(family, ip), port))
-        if code == errno.EINPROGRESS:
-            self._loop.add_writer(self._socket.fileno(), self._on_writable)
+        if code in (0, errno.EINPROGRESS):
+            self._poll.watch(self._socket, self._on_ready)
         else:
             self._loop.call_soon(self._finish, code)
 
@@ -273,33 +264,36 @@ class Dial:
         if pending is None:
             return
         self._socket = None
-        self._loop.remove_writer(pending.fileno())
-        pending.close()
+        self._poll.close(pending)
 
-    def _on_writable(self) -> None:
-        if self._socket is None:
+    def _on_ready(self, events: int) -> None:
+        pending = self._socket
+        if pending is None or not events & (OUT | ENDING):
             return
-        self._loop.remove_writer(self._socket.fileno())
-        self._finish(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        code = pending.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & ENDING else 0
+        self._finish(code, events)
 
     def _fail(self, code: int) -> None:
         if self._cancelled:
             return
         pending, self._socket = self._socket, None
         if pending is not None:
-            pending.close()
+            self._poll.close(pending)
         self._done(None, code)
 
-    def _finish(self, code: int) -> None:
+    def _finish(self, code: int, events: int = 0) -> None:
         pending = self._socket
         if pending is None:
             return
         self._socket = None
         if code:
-            pending.close()
+            self._poll.close(pending)
             self._done(None, code)
             return
-        self._done(KernelStream(self._loop, pending, self._peer, self._flush_later), 0)
+        stream = KernelStream(self._loop, self._poll, pending, self._peer, self._flush_later)
+        self._poll.hand_over(pending, stream.on_ready)
+        stream.on_ready(events)  # the server may have spoken, and hung up, already
+        self._done(stream, 0)
 
 
 def describe(code: int) -> str:

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from proxy.engine.runtime_poll import SocketPoll
 from proxy.engine.runtime_socket import Dial, KernelStream
 from proxy.wire.address import Address
 
@@ -28,7 +29,7 @@ def _dial(monkeypatch: pytest.MonkeyPatch, *, cancel: bool) -> list[tuple[object
         loop = asyncio.get_running_loop()
         with monkeypatch.context() as patched:
             patched.setattr("proxy.engine.runtime_socket.socket.socket", _no_descriptor)
-            dial = Dial(loop, SERVER, done, lambda stream: None)
+            dial = Dial(loop, SocketPoll(), SERVER, done, lambda stream: None)
         assert told == []  # the caller has not even got the object yet
         if cancel:
             dial.cancel()

@@ -38,6 +38,7 @@ LAYERS = (
         "engine.runtime_follow",
         "engine.runtime_reload",
         "engine.runtime_role",
+        "engine.runtime_poll",
         "engine.runtime_socket",
         "engine.runtime_supervisor",
         "engine.runtime_worker",
