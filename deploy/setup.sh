@@ -29,7 +29,9 @@ need() {
 }
 
 find_python() {
-    for candidate in python3.13 python3.12 python3.11 python3; do
+    # The system's own first: it is built with profile-guided optimisation, which many that come
+    # by other ways are not, and those took a third more time for the same work.
+    for candidate in /usr/bin/python3 python3.13 python3.12 python3.11 python3; do
         if have "$candidate" && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             python=$candidate
             return
