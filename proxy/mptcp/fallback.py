@@ -45,6 +45,14 @@ class FallingBack(Paths):
             and self.rx.stream.fragments == 0
         )
 
+    def _fin_misleads(self, subflow: Subflow) -> bool:
+        # DEVIATION: Linux sends a FIN. As long as either side may fall back, a FIN whose options a
+        # box has taken away ends the stream, and we have not ended it. A RST ends this subflow
+        # alone where MPTCP goes on, and is an error where it does not. But who has sent a FIN of
+        # its own knows what ours means.
+        open_ended = not (self.tx.fin_sent or subflow.fin_received)
+        return open_ended and self.may_fall_back(subflow)
+
     def fall_back_at_handshake(self, subflow: Subflow, reason: str, now: float) -> None:
         """The peer or the path does not take part in MPTCP."""
         self._become_plain(subflow, Fallback.AT_HANDSHAKE, reason)

@@ -355,8 +355,15 @@ class Paths(Receiving):
         self._usable = None
         if subflow.stale or not subflow.fully_established or subflow.state in _OPENING:
             self.reset_subflow(subflow, REASON_PERFORMANCE, now)
+        elif self._fin_misleads(subflow):
+            subflow.flush_options(now)  # a REMOVE_ADDR has no other way
+            self.reset_subflow(subflow, REASON_PERFORMANCE, now)
         else:
             subflow.close(now)
+
+    def _fin_misleads(self, subflow: Subflow) -> bool:
+        """Whether the peer may take a FIN of the subflow for the end of our stream."""
+        raise NotImplementedError
 
     def reset_subflow(self, subflow: SubflowCore, reason: int, now: float) -> None:
         """RST with MP_TCPRST ``reason`` (RFC 8684 §3.6)."""

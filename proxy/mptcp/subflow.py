@@ -563,7 +563,7 @@ class Subflow(SubflowCore):
 
     def _on_fin(self, now: float) -> None:
         conn = self.conn
-        open_ended = conn.state is not State.CLOSED and conn.rx.fin_at < 0
+        open_ended = conn.state is not State.CLOSED and conn.rx.fin_at < 0 and not self.closing
         if self.mptcp and self.bare_last and open_ended and conn.may_fall_back(self):
             # Who speaks MPTCP acknowledges data on a FIN as well. One who has fallen back in
             # silence ends the stream with it, and would take ours for the end of our stream. Or

@@ -403,6 +403,11 @@ class SubflowCore(TcpConnection):
         self.request_ack()
         return True
 
+    def flush_options(self, now: float) -> None:
+        """Send at once what waits after ``send_option``; the subflow is fully established."""
+        while self._one_shots:
+            self._send_ack(now)
+
     def forget_addresses(self) -> None:
         """After fall-back nothing but MP_FAIL may still be sent."""
         if self._one_shots is not None:

@@ -20,6 +20,7 @@ from proxy.wire.mptcp_options import (
     MpJoinAck,
     MpJoinSynAck,
     MpTcprst,
+    RemoveAddr,
 )
 from proxy.wire.tcp_options import sack_option
 from tests.script.mptcp_harness import (
@@ -452,4 +453,51 @@ def test_a_fin_without_options_and_without_an_answer_ends_the_subflow_alone() ->
     first.inject("FA")
     script.sleep(60.0)
     assert any(seg.flags & 1 for seg in first.take())
+    assert Event.EOF not in script.events
+
+
+def test_the_only_subflow_is_closed_by_a_rst_since_a_fin_may_lose_its_options() -> None:
+    script = MptcpScript.client(mptcp=config(), path_manager="kernel")
+    first = script.first
+    endpoint = Endpoint(first.ours.ip, 1, subflow=True)
+    first.take()
+    script.conn.path_manager.on_endpoint_removed(script.conn, endpoint, script.now)
+    came = first.take()
+    assert not any(seg.flags & 1 for seg in came)
+    assert option_of(came[0], RemoveAddr).address_ids == (0,)
+    assert came[-1].flags & 4
+    assert has_option(came[-1], MpTcprst)
+    assert script.conn.state is State.ESTABLISHED
+    assert script.joined().subflow.fully_established  # it goes on elsewhere
+
+
+def test_the_only_subflow_is_closed_by_a_fin_after_the_data_fin() -> None:
+    script = MptcpScript.client(mptcp=config())
+    script.conn.shutdown_write()
+    script.first.take()
+    script.conn.close_subflow(script.first.subflow, script.now)
+    assert script.first.last().flags & 1
+
+
+def test_the_last_of_several_subflows_is_closed_by_a_fin() -> None:
+    script = MptcpScript.client(mptcp=config())
+    leg = script.joined()
+    leg.inject("R", options=MpTcprst(0).build())
+    script.first.take()
+    script.conn.close_subflow(script.first.subflow, script.now)  # nobody may fall back any more
+    assert script.first.last().flags & 1
+
+
+def test_a_fin_without_options_in_answer_to_ours_is_no_question() -> None:
+    script = MptcpScript.server(mptcp=config())
+    first = script.first
+    script.send(b"done")
+    script.conn.shutdown_write()
+    first.take()
+    first.inject(options=script.dss(ack=5))
+    script.conn.close_subflow(first.subflow, script.now)
+    first.take()
+    first.inject("FA", ack=first.ack - 1)  # they crossed
+    first.inject(ack=first.ack - 1)
+    assert script.conn.fallback is Fallback.NONE
     assert Event.EOF not in script.events
