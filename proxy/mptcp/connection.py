@@ -15,7 +15,6 @@ from proxy.tcp.events import Event, Failure
 from proxy.tcp.states import State
 from proxy.wire.address import Address
 from proxy.wire.mptcp_options import (
-    REASON_MIDDLEBOX,
     REASON_UNSPECIFIED,
     MpCapable,
     MpFastclose,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from proxy.mptcp.subflow import Subflow
     from proxy.seg import Segment
 
-_FAIL_TIMEOUT = 120.0
 # How long subflows may take to close once the data level is closed: a path may be dead.
 _LINGER = 10.0
 
@@ -424,9 +422,7 @@ class MptcpConnection(FallingBack):
             self._on_abandoned(now)
             return
         if now >= self._fail_at:
-            self._fail_at = INFINITE
-            for subflow in self.subflows:
-                subflow.doom(REASON_MIDDLEBOX)
+            self._on_fail_timeout(now)
         if now >= self._tail_at:
             self._on_tail_timeout(now)
         if now >= self._rtx_at:

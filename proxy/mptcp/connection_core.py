@@ -79,6 +79,7 @@ class ConnectionCore:
         "_closed_by_app",
         "_fail_again_at",
         "_fail_at",
+        "_gap",
         "_held",
         "_held_bytes",
         "_last_rx",
@@ -170,6 +171,7 @@ class ConnectionCore:
         self._life_at = INFINITE
         self._fail_at = INFINITE
         self._fail_again_at = INFINITE
+        self._gap = -1
         self._pace_at = INFINITE
         self._tail_at = INFINITE
         self._backoff = 0

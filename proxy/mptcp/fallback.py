@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from proxy.mptcp.connection_core import INFINITE
 from proxy.mptcp.notes import Fallback, Note
 from proxy.mptcp.paths import Paths
 from proxy.seg import dss_option
-from proxy.tcp.events import Event
+from proxy.tcp.events import Event, Failure
 from proxy.tcp.states import State
 from proxy.wire.mptcp_options import REASON_MIDDLEBOX, MpFail
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _FAIL_TIMEOUT = 120.0
 _FAIL_PAUSE = 0.2
+_GAP_PAUSE = 10.0
 
 
 class FallingBack(Paths):
@@ -63,12 +65,13 @@ class FallingBack(Paths):
         """MPTCP ends in the middle of the stream; nothing is lost."""
         self._become_plain(subflow, Fallback.INFINITE_MAPPING, reason)
         held, self._held = self._held, None
-        self._fail_at = INFINITE
+        self._fail_at = INFINITE if held is None else now + _GAP_PAUSE
         # Without a checksum to wait for, what was collected of a mapping counts as it is.
         for chunk in held or subflow.discard_held():
             self.on_plain_data(chunk, now)
         self.on_plain_acked(subflow, now)
         self._take_earlier_fin(subflow, now)
+        self.arm()
 
     def _take_earlier_fin(self, subflow: Subflow, now: float) -> None:
         # A FIN that came while it only ended the subflow ends the stream now.
@@ -149,6 +152,23 @@ class FallingBack(Paths):
         self._fail_again_at = now + _FAIL_PAUSE
         subflow.send_option(self.fail_option())
         self.arm()
+
+    def _on_fail_timeout(self, now: float) -> None:
+        """MP_FAIL had no answer, or after it a gap in the stream is not filled."""
+        self._fail_at = INFINITE
+        initial = self.initial
+        if self.fallback is not Fallback.NONE and initial is not None:
+            # DEVIATION: TCP would wait for as long as the peer answers. Linux makes full-sized
+            # segments that an infinite mapping is then too much for: they never leave it, and it
+            # repeats the end of such a burst for ever.
+            gap = initial.rcv_nxt if initial.has_gap else -1
+            if gap < 0 or gap != self._gap:
+                self._gap = gap
+                self._fail_at = now + _GAP_PAUSE
+                return
+            initial.error = Failure(errno.ETIMEDOUT)
+        for subflow in self.subflows:
+            subflow.doom(REASON_MIDDLEBOX)
 
     @property
     def failing(self) -> bool:

@@ -102,6 +102,11 @@ class Receiver(Timeouts):
         if not reassembly.insert(seq, payload, self.rcv_nxt):
             self._duplicate(seq, (seq + len(payload)) & MASK)
 
+    @property
+    def has_gap(self) -> bool:
+        """Whether bytes wait behind some that did not arrive."""
+        return self._reassembly is not None
+
     def _drain(self, now: float) -> None:
         """Hand over what has become contiguous."""
         reassembly = self._reassembly
