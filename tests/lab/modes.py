@@ -221,15 +221,16 @@ OPEN = (
         (Peer.KERNEL_LISTENS,),
         (True,),
         (Ending.LOSS,),
-        "after the fall-back by MP_FAIL Linux 6.18 sends its FIN before bytes that still wait for "
-        "the window: its stream ends early",
+        "after the fall-back by MP_FAIL Linux 6.18 may send its FIN before the last bytes that it "
+        "was given: its stream ends early",
     ),
     OpenCells(
         "coalesce",
         (Peer.KERNEL_LISTENS, Peer.KERNEL_CONNECTS),
         (False, True),
         (Ending.LOSS,),
-        "seldom: when we fall back in silence while Linux waits for what the cut path lost, it "
-        "sends data again at the data level (MPTCPRetrans), and we take that for new",
+        "seen once, not captured: it seems that when we fall back in silence while Linux waits "
+        "for what the cut path lost, it sends data again at the data level (MPTCPRetrans), and we "
+        "take that for new",
     ),
 )
