@@ -160,8 +160,9 @@ class FallingBack(Paths):
         if self.fallback is not Fallback.NONE and initial is not None:
             # DEVIATION: TCP would wait for as long as the peer answers. Linux makes full-sized
             # segments that an infinite mapping is then too much for: they never leave it, and it
-            # repeats the end of such a burst for ever.
-            gap = initial.rcv_nxt if initial.has_gap else -1
+            # repeats the end of such a burst for ever. Not while the path is silent: that may pass.
+            heard = initial.last_received > now - _GAP_PAUSE
+            gap = initial.rcv_nxt if initial.has_gap and heard else -1
             if gap < 0 or gap != self._gap:
                 self._gap = gap
                 self._fail_at = now + _GAP_PAUSE
