@@ -38,21 +38,21 @@ class Attempt:
     """Collects the gateway's Convert message: from the SYN+ACK, or the first bytes after it.
 
     ``check`` turns exactly one message into a proven ``Reply`` or raises ``ConvertError``.
-    ``challenged``: the request answered a challenge already.
+    ``challenge`` is what the request answered, empty for none.
     """
 
-    __slots__ = ("_check", "_received", "challenged", "stream", "uplink")
+    __slots__ = ("_check", "_received", "challenge", "stream", "uplink")
 
     def __init__(
         self,
         stream: MptcpConnection,
         uplink: UplinkHealth,
         check: Callable[[bytes], Reply],
-        challenged: bool,
+        challenge: bytes,
     ) -> None:
         self.stream = stream
         self.uplink = uplink
-        self.challenged = challenged
+        self.challenge = challenge
         self._check = check
         self._received = b""
 

@@ -244,7 +244,7 @@ class LanRelay:
         def check(reply: bytes) -> Reply:
             return self.client.check_reply(request, reply, self.wall_clock())
 
-        return Attempt(stream, uplink, check, challenged=bool(challenge))
+        return Attempt(stream, uplink, check, challenge)
 
     def join(
         self, opening: Opening, attempt: Attempt | DirectAttempt, rest: bytes, now: float

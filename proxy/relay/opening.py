@@ -28,6 +28,8 @@ HEDGE_DELAY = 1.0
 # Nobody waits longer than this for a connection (seconds): the client's own kernel and the
 # gateway's have given up by then. What accepts our SYN and then stays mute ends here.
 OPENING_TIMEOUT = 180.0
+# A conversation answers so many challenges at most, on all uplinks together.
+MAX_REPEATS = 4
 # After so long (seconds) without an answer the gateway is asked whether it is there, and again.
 SUSPECT_DELAY = 0.25
 SUSPECT_PAUSE = 0.5
@@ -55,6 +57,7 @@ class Opening:
         "listen_until",
         "relay",
         "remaining",
+        "repeats",
         "rule",
         "suspect_at",
         "syn",
@@ -70,6 +73,7 @@ class Opening:
         self.told = False
         self.early: list[bytes | memoryview] = []
         self.remaining: list[UplinkHealth] = []
+        self.repeats = 0
         self.attempts: list[Attempt | DirectAttempt] = []
         self.listen_until: float | None = None
         self.hedge_at: float | None = None
@@ -259,10 +263,15 @@ class Opening:
         self.relay.unreachable(self, Unreachable.HOST, now)
 
     def _repeat(self, attempt: Attempt, challenge: bytes, now: float) -> None:
-        """Ask again with the gateway's challenge: our clock is off, or the gateway is new."""
+        """Ask again with the gateway's challenge: our clock is off, or the gateway is new.
+
+        It may be newer than the challenge that was answered. But not again and again: then
+        something else is wrong.
+        """
         attempt.stream.abort(now)
-        if attempt.challenged:
-            self._attempt_failed(attempt, now)  # once is enough: something else is wrong
+        self.repeats += 1
+        if attempt.challenge == challenge or self.repeats > MAX_REPEATS:
+            self._attempt_failed(attempt, now)
             return
         self.attempts.remove(attempt)
         self.relay.disown(attempt.stream)

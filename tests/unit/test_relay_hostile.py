@@ -260,7 +260,7 @@ def test_peer_that_finishes_without_an_answer_is_no_gateway() -> None:
     def check(reply: bytes) -> object:
         raise AssertionError("there is nothing to check")
 
-    attempt = Attempt(stream, health, check, challenged=False)  # type: ignore[arg-type]
+    attempt = Attempt(stream, health, check, challenge=b"")  # type: ignore[arg-type]
     answer = attempt.on_event(Event.EOF)
     assert answer is not None
     assert answer.reply is None
