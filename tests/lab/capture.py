@@ -35,7 +35,8 @@ class Capture:
     ) -> None:
         self.file = file
         self._process = namespace.start(
-            "tcpdump", "-i", interface, "-w", str(file), "-U", "-s", "0", "-B", "16384", filter_,
+            "tcpdump", "--immediate-mode", "-i", interface, "-w", str(file), "-U", "-s", "0",
+            "-B", "16384", filter_,
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         assert self._process.stderr is not None
@@ -87,7 +88,7 @@ def capturing(
     try:
         yield capture
     finally:
-        # The kernel hands packets to tcpdump in blocks: wait until the file rests.
+        # What has passed is on its way into the file: wait until that rests.
         sizes: list[int] = []
 
         def rests() -> bool:

@@ -89,6 +89,8 @@ def test_stranger_gets_silence(lab: Topology, tmp_path: Path, late_convert: bool
         both.proxy.start()
         with pytest.raises(OSError):  # noqa: PT011
             lab.client.connect(SERVER4, server.port, timeout=4)
+        # Silence to the first question is followed by one that opens with a bare SYN.
+        wait_for(lambda: not both.proxy.query("status")["gateway_reachable"], "a verdict")
         assert server.peers == []
     assert capture.count(f"tcp.dstport == {PORT} and tcp.flags.syn == 1 and tcp.len > 0") > 0
     assert capture.count(f"tcp.dstport == {PORT} and tcp.flags.syn == 1 and tcp.len == 0") > 0

@@ -43,9 +43,9 @@ def reload(box: Daemon) -> str:
     return box.command("reload", "--socket", str(box.socket)).stdout.strip()
 
 
-def uplink_table(lab: Topology, index: int) -> str:
+def uplink_table(box: Daemon, index: int) -> str:
     start = f'[[uplink]]\nname = "{["fibre", "lte"][index - 1]}"'
-    text = Boxes(lab).proxy.config_file.read_text()
+    text = box.config_file.read_text()
     begin = text.index(start)
     end = min(text.find("[[", begin + 2) % (1 << 30), text.find("[gateway]", begin))
     return text[begin:end]
@@ -55,7 +55,7 @@ def test_an_uplink_goes_and_comes_while_a_download_runs(
     lab: Topology, boxes: Boxes, nginx: Nginx
 ) -> None:
     digest = nginx.add("large", 40_000_000)
-    table = uplink_table(lab, 1)
+    table = uplink_table(boxes.proxy, 1)
     download = Download(lab.client, nginx.url("large"))
     wait_for(lambda: download.arrivals.total > 4_000_000, "the download runs", within=30)
     edit(boxes.proxy, table, "")
@@ -80,9 +80,12 @@ def test_hangup_reloads_and_backup_takes_effect_on_live_connections(
         edit(boxes.proxy, "backup = false", "backup = true")
         boxes.proxy.hang_up()
         wait_for(lambda: "reloaded: uplink[fibre].backup" in boxes.proxy.log, "it is logged")
-        (conn,) = boxes.proxy.query("status")["connections"]
-        backups = {s["uplink"]: s["backup"] for s in conn["subflows"]}
-        assert backups == {"fibre": True, "lte": False}
+
+        def backups() -> dict[str, bool]:
+            (conn,) = boxes.proxy.query("status")["connections"]
+            return {s["uplink"]: s["backup"] for s in conn["subflows"]}
+
+        wait_for(lambda: backups() == {"fibre": True, "lte": False}, "fibre is backup")
         before = lab.proxy.interface_bytes("u1")[0]
         assert echo_through(sock, 500_000)
         assert lab.proxy.interface_bytes("u1")[0] < before + 200_000
@@ -114,6 +117,9 @@ def test_what_needs_a_restart_is_named(lab: Topology, boxes: Boxes) -> None:
 def test_a_gateways_clients_change_without_a_connection_lost(lab: Topology, boxes: Boxes) -> None:
     """A new secret for the client: what is open goes on, what is new needs the new one."""
     boxes.write_secret("new.key", 3)
+    # Else new connections would go directly while the gateway does not know us.
+    edit(boxes.proxy, "[gateway]", '[gateway]\nwhen_unreachable = "refuse"')
+    assert reload(boxes.proxy) == "changed: gateway.when_unreachable"
     with serving(lab.server, echo) as server, lab.client.connect(SERVER4, server.port) as sock:
         assert echo_through(sock, 10_000)
         edit(boxes.gateway, "home-1.key", "new.key")
@@ -135,7 +141,7 @@ def test_a_gateways_clients_change_without_a_connection_lost(lab: Topology, boxe
 def test_restart_with_a_changed_file_after_a_kill_leaves_nothing(lab: Topology) -> None:
     both = Boxes(lab)
     both.start()
-    edit(both.proxy, uplink_table(lab, 1), "")
+    edit(both.proxy, uplink_table(both.proxy, 1), "")
     reload(both.proxy)
     both.proxy.kill()
     edit(both.proxy, '"lan0"', '"lan0", "lan1"')
