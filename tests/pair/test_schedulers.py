@@ -110,7 +110,7 @@ def test_two_links_are_never_slower_than_the_better_one(name: str, size: int, up
 def test_lost_repairs_are_repaired_without_a_time_out() -> None:
     # Many holes at once, and some of what fills them is lost again: behind the first hole the
     # echo of timestamps stands still, but SACK says which repairs arrived.
-    pair = run(PROFILES["jittery"], App(payload(6 * MB)), False)
+    pair = run(PROFILES["jittery"], App(payload(16 * MB)), False)
     retransmitted = pair.server_counters["TcpRetransSegs"]
     assert retransmitted > 30
     assert pair.server_counters.get("TCPTimeouts", 0) == 0

@@ -3,7 +3,7 @@
 The peer is the kernel's MPTCP, or a second engine. In each cell the stream arrives intact, or
 fails loudly, as the table in ``modes`` says after RFC 8684; never in silence, never altered.
 ``OPEN`` names the cells that may fail, each with the reason.
-``LAB_LANES`` cells run at once (4). One cell: ``pytest tests/lab/test_matrix.py -k <its name>``.
+``LAB_LANES`` cells run at once (4). One cell: ``pytest tests/lab/matrix_cells.py -k <its name>``.
 """
 
 from __future__ import annotations
