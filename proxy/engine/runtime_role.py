@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from proxy.engine.stack import Stack
 from proxy.mptcp.config import MptcpConfig
 from proxy.net.links import own_addresses
 from proxy.net.uplinks import Uplink
+from proxy.pm.base import Endpoint
+from proxy.relay.flow import Flow
 from proxy.relay.gateway import GatewayRelay
 from proxy.relay.lan import LanRelay
 from proxy.tcp.config import TcpConfig
@@ -72,6 +74,21 @@ class Role(ABC):
 
     plane: ControlPlane
 
+    def __init__(self, runtime: Runtime, host: HostState) -> None:
+        self._runtime = runtime
+        self._host = host
+
+    def _control(
+        self,
+        flows: Callable[[], Iterable[Flow]],
+        own: Callable[[], Mapping[bytes, Endpoint | None]],
+    ) -> ControlPlane:
+        runtime = self._runtime
+        manager = runtime.stack.mptcp_config.path_manager
+        return ControlPlane(
+            runtime.stack, flows, self.status, time.monotonic, runtime.turn, manager, own
+        )
+
     def commands(self) -> dict[str, Command]:
         """By name, for ``ControlServer``."""
         return self.plane.commands()
@@ -100,21 +117,10 @@ class ProxyRole(Role):
     """The near box."""
 
     def __init__(self, config: ProxyConfig, runtime: Runtime, host: HostState) -> None:
+        super().__init__(runtime, host)
         self._config = config
-        self._runtime = runtime
-        self._host = host
-        now = time.monotonic
-        stack = runtime.stack
-        self._relay = relay = LanRelay(config, stack, time.time, now())
-        self.plane = ControlPlane(
-            stack,
-            lambda: relay.flows,
-            self.status,
-            now,
-            runtime.turn,
-            stack.mptcp_config.path_manager,
-            lambda: relay.table.endpoints,
-        )
+        self._relay = relay = LanRelay(config, runtime.stack, time.time, time.monotonic())
+        self.plane = self._control(lambda: relay.flows, lambda: relay.table.endpoints)
         relay.table.tell = self.plane.events.publish
 
     def commands(self) -> dict[str, Command]:
@@ -152,22 +158,13 @@ class GatewayRole(Role):
     """The far box."""
 
     def __init__(self, config: GatewayConfig, runtime: Runtime, host: HostState) -> None:
+        super().__init__(runtime, host)
         self._config = config
-        self._runtime = runtime
-        self._host = host
-        now = time.monotonic
-        stack = runtime.stack
-        self._relay = relay = GatewayRelay(config, stack, runtime.dial, now, time.time)
-        own = dict.fromkeys(config.listen.addresses)
-        self.plane = ControlPlane(
-            stack,
-            lambda: relay.flows,
-            self.status,
-            now,
-            runtime.turn,
-            stack.mptcp_config.path_manager,
-            lambda: own,
+        self._relay = relay = GatewayRelay(
+            config, runtime.stack, runtime.dial, time.monotonic, time.time
         )
+        own = dict.fromkeys(config.listen.addresses)
+        self.plane = self._control(lambda: relay.flows, lambda: own)
 
     def start(self) -> None:
         """Begin to move packets."""
