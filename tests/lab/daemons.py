@@ -272,6 +272,13 @@ def gateway_config(
     )
 
 
+def edit(box: Daemon, old: str, new: str) -> None:
+    """Replaces the first ``old`` in a box's configuration file."""
+    text = box.config_file.read_text()
+    assert old in text
+    box.config_file.write_text(text.replace(old, new, 1))
+
+
 class Boxes:
     """Proxy and gateway of a topology, and what their namespaces looked like before."""
 

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.namespaces import LabError
 
 SUITE = "bookworm"
 _SUPERFLUOUS = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man")
-
-
-def missing(tools: Sequence[str]) -> list[str]:
-    """Those of ``tools`` that this machine has not."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    return [tool for tool in tools if shutil.which(tool, path=path) is None]
 
 
 def bootstrap(tree: Path) -> None:

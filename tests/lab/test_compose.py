@@ -6,7 +6,6 @@ Slow (some minutes, most of it making the images), so it is one story told in or
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,20 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.lab.debian import missing
 from tests.lab.docker import TOOLS, Engine, engine
 from tests.lab.namespaces import Namespaces
 from tests.lab.waiting import wait_for
 
-MISSING = missing(TOOLS)
-IN_CI = os.environ.get("CI") == "true"
 FIBRE = 50  # Mbit/s, as in docker-compose.yml
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(MISSING) and not IN_CI, reason=f"not installed: {', '.join(MISSING)}"),
-]
+pytestmark = [pytest.mark.lab(*TOOLS), pytest.mark.timeout(900)]
 
 
 class Demo:

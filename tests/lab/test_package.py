@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,20 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.lab.debian import missing, run
+from tests.lab.debian import run
 
 TOOLS = ("debootstrap", "systemd-nspawn", "systemd-analyze", "dpkg-deb")
-MISSING = missing(TOOLS)
-IN_CI = os.environ.get("CI") == "true"
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).with_name("package")
 UNITS = ("mptcp-gateway", "mptcp-proxy")
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(MISSING) and not IN_CI, reason=f"not installed: {', '.join(MISSING)}"),
-]
+pytestmark = [pytest.mark.lab(*TOOLS), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.conftest import FIBRE, LTE, needs_boxes
-from tests.lab.daemons import Boxes, Daemon, differences, snapshot
+from tests.lab.daemons import Boxes, Daemon, differences, edit, snapshot
 from tests.lab.servers import Nginx, echo, serving
 from tests.lab.sockets import echo_through
 from tests.lab.topology import CLIENT4, SERVER4, Topology, topology, uplink_address
@@ -38,12 +38,6 @@ def boxes(lab: Topology, request: pytest.FixtureRequest) -> Iterator[Boxes]:
     both.start()
     yield both
     both.stop()
-
-
-def edit(box: Daemon, old: str, new: str) -> None:
-    text = box.config_file.read_text()
-    assert old in text
-    box.config_file.write_text(text.replace(old, new, 1))
 
 
 def reachable(box: Daemon) -> bool:

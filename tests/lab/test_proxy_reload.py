@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.conftest import FIBRE, LTE, needs_boxes
-from tests.lab.daemons import Boxes, Daemon, differences, snapshot
+from tests.lab.daemons import Boxes, Daemon, differences, edit, snapshot
 from tests.lab.servers import Nginx, digest_reply, echo, serving
 from tests.lab.sockets import echo_through, exchange, is_reset
 from tests.lab.topology import SERVER4, Topology, topology
@@ -31,12 +31,6 @@ def boxes(lab: Topology, request: pytest.FixtureRequest) -> Iterator[Boxes]:
     both.start()
     yield both
     both.stop()
-
-
-def edit(box: Daemon, old: str, new: str) -> None:
-    text = box.config_file.read_text()
-    assert old in text
-    box.config_file.write_text(text.replace(old, new, 1))
 
 
 def reload(box: Daemon) -> str:
