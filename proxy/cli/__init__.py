@@ -28,6 +28,7 @@ _COMMANDS = (
     "endpoint",
     "limits",
     "monitor",
+    "capture",
     "nstat",
     "sysctl",
     "completion",

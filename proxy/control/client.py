@@ -91,9 +91,10 @@ class ControlClient:
     def events(self, *names: str) -> Iterator[dict[str, Any]]:
         """Subscribe to ``names``, or to all events, and give each as it comes, without end."""
         self.request("subscribe", **({"events": list(names)} if names else {}))
-        return self._follow()
+        return self.follow()
 
-    def _follow(self) -> Iterator[dict[str, Any]]:
+    def follow(self) -> Iterator[dict[str, Any]]:
+        """What comes by itself, each as it comes, without end."""
         while True:
             self._socket.settimeout(None)
             if self._waiting:

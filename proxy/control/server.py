@@ -12,9 +12,9 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.control.fields import CommandError
 from proxy.control.schema import (
@@ -44,11 +44,27 @@ MAX_BACKLOG = 4 * 1024 * 1024  # bytes that a subscriber may leave unread before
 _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h; Python has no name for it
 
 
-class Subscriber:
-    """A peer that asked for events: writes them in between its replies."""
+class Feed:
+    """Lines for a peer that come by themselves, in between its replies."""
 
-    def __init__(self, writer: asyncio.StreamWriter, hub: EventHub) -> None:
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._transport = writer.transport
+
+    def write(self, line: bytes) -> bool:
+        """False: the peer does not read, and the line is lost."""
+        if self._transport.is_closing():
+            return True  # nobody misses it
+        if self._transport.get_write_buffer_size() > MAX_BACKLOG:
+            return False
+        self._transport.write(line)
+        return True
+
+
+class Subscriber:
+    """A peer that may ask for events."""
+
+    def __init__(self, feed: Feed, hub: EventHub) -> None:
+        self._feed = feed
         self._hub = hub
         self._names: frozenset[str] = frozenset()
         self._lost = 0
@@ -57,6 +73,10 @@ class Subscriber:
     def active(self) -> bool:
         """Whether it asked for any event."""
         return bool(self._names)
+
+    def commands(self) -> dict[str, Command]:
+        """By name."""
+        return {"subscribe": self.subscribe, "unsubscribe": self.unsubscribe}
 
     async def subscribe(self, request: Mapping[str, object]) -> object:
         """The ``subscribe`` command: ``events`` names what is wanted, all by default."""
@@ -80,24 +100,37 @@ class Subscriber:
 
     def _deliver(self, name: str, line: bytes) -> None:
         wanted = name in self._names or name == "overrun"
-        if not wanted or self._transport.is_closing():
-            return
-        if self._transport.get_write_buffer_size() > MAX_BACKLOG:
-            self._lost += 1
+        if not wanted:
             return
         if self._lost:
             # As ENOBUFS of a netlink socket: what the subscriber knows is out of date.
             lost = {"version": VERSION, "event": "overrun", "lost": self._lost}
-            self._transport.write(json.dumps(lost).encode() + b"\n")
-            self._lost = 0
-        self._transport.write(line)
+            if self._feed.write(json.dumps(lost).encode() + b"\n"):
+                self._lost = 0
+        if not self._feed.write(line):
+            self._lost += 1
+
+
+class PeerCommands(Protocol):
+    """Commands that belong to one peer, as long as it is connected."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits for lines that come by themselves."""
+
+    def commands(self) -> dict[str, Command]:
+        """By name."""
+
+    def stop(self) -> None:
+        """It has gone."""
 
 
 class ControlServer:
     """Answers requests (see ``schema``) on the UNIX socket ``path``.
 
     ``status`` is called for each ``status`` request; ``commands`` adds others; ``events`` is where
-    ``subscribe`` gets its events from. The socket has mode 0660, its directory, if it has to be
+    ``subscribe`` gets its events from; ``of_peer`` gives further
+    commands to each peer. The socket has mode 0660, its directory, if it has to be
     made, 0750; root, our user and our group may talk.
     """
 
@@ -107,8 +140,10 @@ class ControlServer:
         status: StatusSource,
         commands: Mapping[str, Command] | None = None,
         events: EventHub | None = None,
+        of_peer: Callable[[Feed], PeerCommands] | None = None,
     ) -> None:
         self._path = path
+        self._of_peer = of_peer
         self._events = events
         self._commands: dict[str, Command] = {"status": lambda request: status()}
         self._commands.update(commands or {})
@@ -206,22 +241,27 @@ class ControlServer:
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patient: bool = False
     ) -> None:
-        subscriber = None if self._events is None else Subscriber(writer, self._events)
+        feed = Feed(writer)
+        own: list[PeerCommands] = []
+        if self._events is not None:
+            own.append(Subscriber(feed, self._events))
+        if self._of_peer is not None:
+            own.append(self._of_peer(feed))
         try:
-            await self._serve_requests(reader, writer, subscriber, patient)
+            await self._serve_requests(reader, writer, own, patient)
         finally:
-            if subscriber is not None:
-                subscriber.stop()
+            for commands in own:
+                commands.stop()
 
     async def _serve_requests(
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        subscriber: Subscriber | None,
+        own: Sequence[PeerCommands],
         patient: bool,
     ) -> None:
         while True:
-            waiting = patient or (subscriber is not None and subscriber.active)
+            waiting = patient or any(commands.active for commands in own)
             try:
                 async with asyncio.timeout(None if waiting else IDLE_TIMEOUT):
                     line = await reader.readline()
@@ -231,9 +271,9 @@ class ControlServer:
                 return
             if not line.endswith(b"\n"):
                 return
-            await _send(writer, await self.answer(line, subscriber))
+            await _send(writer, await self.answer(line, own))
 
-    async def answer(self, line: bytes, subscriber: Subscriber | None = None) -> Reply:
+    async def answer(self, line: bytes, own: Iterable[PeerCommands] = ()) -> Reply:
         """The reply to one request."""
         try:
             request = json.loads(line)
@@ -244,13 +284,9 @@ class ControlServer:
         number = request.get("id")
         if request.get("version", VERSION) != VERSION:
             return _failure(number, "bad-request", f"only version {VERSION} is spoken here")
-        commands = self._commands
-        if subscriber is not None:
-            commands = {
-                **commands,
-                "subscribe": subscriber.subscribe,
-                "unsubscribe": subscriber.unsubscribe,
-            }
+        commands = dict(self._commands)
+        for peer in own:
+            commands |= peer.commands()
         command = commands.get(request["command"])
         if command is None:
             known = ", ".join(sorted(commands))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from proxy.control.capture import PACKET_LINE
 from proxy.control.events import Deliver, EventHub
 from proxy.control.fields import CommandError, Request, token
 from proxy.control.merge import add_counters, merged_status
@@ -34,16 +35,24 @@ class WorkerError(MptcpProxyError):
 class WorkerLink:
     """The control connection to one worker; it speaks the protocol of ``schema``.
 
-    ``on_event`` gets the name and the line of each event.
+    ``on_event`` gets the name and the line of each event, ``on_packet`` the line of each packet of
+    a capture.
     """
 
-    def __init__(self, index: int, pid: int, on_event: Callable[[str, bytes], None]) -> None:
+    def __init__(
+        self,
+        index: int,
+        pid: int,
+        on_event: Callable[[str, bytes], None],
+        on_packet: Callable[[bytes], None] = lambda line: None,
+    ) -> None:
         self.index = index
         self.pid = pid
         self.started = time.monotonic()
         self.open = False
         """Whether it carries connections."""
         self._on_event = on_event
+        self._on_packet = on_packet
         self._number = 0
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -85,6 +94,9 @@ class WorkerLink:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while (line := await reader.readline()).endswith(b"\n"):
+                if line.startswith(PACKET_LINE):
+                    self._on_packet(line)
+                    continue
                 message = json.loads(line)
                 if "event" in message:
                     self._on_event(message["event"], line)

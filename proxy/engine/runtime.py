@@ -17,6 +17,7 @@ from proxy.relay.flow import ByteStream
 from proxy.seg import gro_merge
 from proxy.tcp.events import Event
 from proxy.tcp.host import Packet
+from proxy.tun.tap import Show, TapDevice
 from proxy.wire.address import Address
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,13 @@ class Runtime:
             self._timer.cancel()
         self.loop.remove_reader(self._sockets.fileno())
         self._sockets.stop()
+
+    def tap(self, show: Show | None) -> None:
+        """Show each packet in and out of the device from now on; None: no more."""
+        if isinstance(self.device, TapDevice):
+            self.device = self.device.below
+        if show is not None:
+            self.device = TapDevice(self.device, show)
 
     def dial(self, server: Address, done: Callable[[ByteStream | None, int], None]) -> Dial:
         """Connect to a server with a kernel socket; ``done(stream | None, errno)`` follows."""

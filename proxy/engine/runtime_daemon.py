@@ -13,6 +13,7 @@ import uvloop
 
 from proxy.config import Changes, Config, ProxyConfig
 from proxy.control import notify
+from proxy.control.capture import peer_commands
 from proxy.control.fields import Request
 from proxy.control.rules import add_bypassed
 from proxy.control.server import Command, ControlServer
@@ -99,7 +100,13 @@ async def _serve_on(
     loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
     commands = {**role.commands(), "reload": reloader.command}
     _add_bypassed(commands, setup)
-    control = ControlServer(config.control.socket, role.status, commands, role.plane.events)
+    control = ControlServer(
+        config.control.socket,
+        role.status,
+        commands,
+        role.plane.events,
+        peer_commands(role.capture()),
+    )
     try:
         await control.start()
         settle_memory()
@@ -128,7 +135,13 @@ async def _supervise(
         "reload": reloader.command,
     }
     _add_bypassed(commands, setup)
-    control = ControlServer(config.control.socket, dict, commands, supervisor.events)
+    control = ControlServer(
+        config.control.socket,
+        dict,
+        commands,
+        supervisor.events,
+        peer_commands(supervisor.capture),
+    )
     try:
         await supervisor.start()
         await control.start()

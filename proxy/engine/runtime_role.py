@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from proxy.config import MAX_UPLINKS, Changes, Config, GatewayConfig, ProxyConfig, Settings
+from proxy.control.capture import LAN_INTERFACE, StackCapture
 from proxy.control.plane import ControlPlane
 from proxy.control.rules import RuleCommands
 from proxy.control.server import Command
@@ -93,6 +94,20 @@ class Role(ABC):
         """By name, for ``ControlServer``."""
         return self.plane.commands()
 
+    def capture(self) -> StackCapture:
+        """For the command of that name."""
+        runtime = self._runtime
+        return StackCapture(runtime.stack, runtime.tap, self._interfaces, self._other_interface)
+
+    @property
+    @abstractmethod
+    def _other_interface(self) -> str:
+        """What packets pass that pass no uplink, in words."""
+
+    def _interfaces(self) -> dict[bytes, str]:
+        """The uplink of each engine address."""
+        return {}
+
     @abstractmethod
     def start(self) -> None:
         """Begin to move packets."""
@@ -127,6 +142,14 @@ class ProxyRole(Role):
         """By name, for ``ControlServer``."""
         rules = RuleCommands(self._relay.rules)
         return {**self.plane.commands(), "rules": rules.rules, "rule-test": rules.test}
+
+    @property
+    def _other_interface(self) -> str:
+        return LAN_INTERFACE
+
+    def _interfaces(self) -> dict[bytes, str]:
+        uplinks = self._relay.uplinks
+        return {ip: uplink.name for uplink in uplinks for ip in (uplink.local_ip, uplink.other_ip)}
 
     def start(self) -> None:
         """Begin to move packets."""
@@ -165,6 +188,10 @@ class GatewayRole(Role):
         )
         own = dict.fromkeys(config.listen.addresses)
         self.plane = self._control(lambda: relay.flows, lambda: own)
+
+    @property
+    def _other_interface(self) -> str:
+        return self._config.tun.name
 
     def start(self) -> None:
         """Begin to move packets."""

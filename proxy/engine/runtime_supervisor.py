@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.config import Changes, GatewayConfig, ProxyConfig
+from proxy.control.capture import WorkerCapture
 from proxy.control.workers import WorkerCommands, WorkerEvents, WorkerLink
 from proxy.engine.runtime_channel import make_pair
 from proxy.engine.runtime_role import HostState, set_log_level
@@ -68,6 +69,7 @@ class Supervisor:
         self.failed: asyncio.Future[None] = loop.create_future()
         self.events = WorkerEvents()
         self.events.links = self._links
+        self.capture = WorkerCapture(self._links)
         self.commands = WorkerCommands(config.role, config.workers, self._links)
         self._loop = loop
         self._config = config
@@ -133,6 +135,8 @@ class Supervisor:
         await self.commands.restore(link)
         if self.events.listening:
             await link.request({"command": "subscribe"})
+        if self.capture.request is not None:
+            await link.request(self.capture.request)
         await link.request({"command": "worker-open"})
         link.open = True
         if self._host is not host:  # it has changed meanwhile
@@ -156,7 +160,9 @@ class Supervisor:
             boot.write(process.stdin)
         place.process = process
         place.pidfd = os.pidfd_open(process.pid)
-        place.link = WorkerLink(place.index, process.pid, self.events.from_worker(place.index))
+        place.link = WorkerLink(
+            place.index, process.pid, self.events.from_worker(place.index), self.capture.take
+        )
         self._loop.add_reader(place.pidfd, self._on_end, place)
         return ours
 

@@ -21,6 +21,7 @@ from typing import IO, Any, TypeVar
 import uvloop
 
 from proxy.config import Changes, GatewayConfig, ProxyConfig
+from proxy.control.capture import peer_commands
 from proxy.control.fields import Request
 from proxy.control.server import ControlServer
 from proxy.engine.handover import Handover
@@ -197,7 +198,8 @@ async def _serve(boot: Boot) -> int:
         "worker-follow": follow,
         "worker-reload": reload,
     }
-    control = ControlServer(Path(), role.status, commands, role.plane.events)
+    capture = peer_commands(role.capture())
+    control = ControlServer(Path(), role.status, commands, role.plane.events, capture)
     try:
         serving = asyncio.ensure_future(control.serve(socket.socket(fileno=boot.control)))
         await asyncio.wait((serving, runtime.failed), return_when=asyncio.FIRST_COMPLETED)

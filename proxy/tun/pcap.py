@@ -12,12 +12,12 @@ from proxy.tun.base import HEADER_LENGTH, OneByOne, complete
 if TYPE_CHECKING:
     from proxy.tun.base import Device, DeviceCounters
 
-__all__ = ["PcapDevice", "PcapWriter"]
+__all__ = ["INBOUND", "OUTBOUND", "PcapDevice", "PcapWriter"]
 
 _SECTION, _INTERFACE, _PACKET = 0x0A0D0D0A, 1, 6
 _MAGIC = 0x1A2B3C4D
 _LINKTYPE_RAW = 101  # IPv4 or IPv6, told apart by the version
-_IF_NAME, _IF_TSRESOL, _EPB_FLAGS = 2, 9, 2
+_COMMENT, _IF_NAME, _IF_TSRESOL, _EPB_FLAGS = 1, 2, 9, 2
 _NANOSECONDS = 9
 INBOUND, OUTBOUND = 1, 2
 
@@ -39,12 +39,26 @@ class PcapWriter:
         self._interfaces += 1
         return self._interfaces - 1
 
-    def packet(self, interface: int, ip: bytes, nanoseconds: int, direction: int) -> None:
-        """Write one IP packet; ``direction`` is INBOUND (read from the device) or OUTBOUND."""
+    def packet(
+        self,
+        interface: int,
+        ip: bytes,
+        nanoseconds: int,
+        direction: int,
+        *,
+        length: int | None = None,
+        comment: str = "",
+    ) -> None:
+        """Write one IP packet; ``direction`` is INBOUND (read from the device) or OUTBOUND.
+
+        ``length``: how long the packet was, if ``ip`` is only its beginning.
+        """
+        whole = len(ip) if length is None else length
         head = struct.pack(
-            "<IIIII", interface, nanoseconds >> 32, nanoseconds & 0xFFFFFFFF, len(ip), len(ip)
+            "<IIIII", interface, nanoseconds >> 32, nanoseconds & 0xFFFFFFFF, len(ip), whole
         )
-        options = _option(_EPB_FLAGS, struct.pack("<I", direction))
+        options = _option(_COMMENT, comment.encode()) if comment else b""
+        options += _option(_EPB_FLAGS, struct.pack("<I", direction))
         self._block(_PACKET, head + _padded(ip) + options + _END)
 
     def flush(self) -> None:

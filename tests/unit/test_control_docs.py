@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from proxy.cli import _COMMANDS
+from proxy.control.capture import CapturePeer
 from proxy.control.schema import EVENTS
 from tests.unit.test_control_commands import Plane
 
@@ -28,12 +29,13 @@ def test_every_command_of_the_socket_is_documented_and_no_other() -> None:
         "reload",
         "rules",
         "rule-test",
+        *CapturePeer.NAMES,
     }
     assert first_cells("## The protocol") == commands
 
 
 def test_every_event_is_documented_and_no_other() -> None:
-    assert first_cells("### Events") == {*EVENTS, "overrun"}
+    assert first_cells("### Events") == {*EVENTS, "overrun", "packet", "packets-lost"}
 
 
 def test_every_command_that_asks_a_daemon_is_documented() -> None:
