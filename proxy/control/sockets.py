@@ -10,6 +10,7 @@ from proxy.cc import base as cc
 from proxy.control.fields import CommandError, Request, number, word
 from proxy.control.status import state_name
 from proxy.mptcp.connection import MptcpConnection
+from proxy.mptcp.info import mptcp_fields
 from proxy.mptcp.notes import Fallback
 from proxy.mptcp.subflow import Subflow
 from proxy.sched import base as sched
@@ -92,34 +93,13 @@ def describe(flow: Flow) -> dict[str, object]:
 
 
 def mptcp_info(conn: MptcpConnection) -> dict[str, object]:
-    """The fields of the kernel's ``struct mptcp_info``; sequence numbers are data-level ones."""
-    tx, rx = conn.tx, conn.rx
-    extra = [subflow for subflow in conn.subflows if not subflow.initial]
-    announced, accepted = conn.path_manager.announcements()
-    endpoints = conn.host.local_addresses
-    local_ids = {subflow.local_id for subflow in conn.subflows if subflow.local_id}
-    return {
-        "subflows": len(extra),
-        "add_addr_signal": announced,
-        "add_addr_accepted": accepted,
-        "subflows_max": conn.limits.subflows,
-        "add_addr_signal_max": sum(endpoint.signal for endpoint in endpoints),
-        "add_addr_accepted_max": conn.limits.add_addr_accepted,
-        "fallback": conn.fallback is not Fallback.NONE,
-        "remote_key": bool(conn.remote_key),
-        "token": f"{conn.local_key.token:08x}",
-        "write_seq": tx.dsn(tx.end),
-        "snd_una": tx.dsn(tx.una),
-        "rcv_nxt": rx.data_ack() if conn.remote_key else 0,
-        "local_addr_used": len(local_ids),
-        "local_addr_max": sum(endpoint.subflow for endpoint in endpoints),
-        "csum_enabled": conn.checksum,
-        "bytes_retrans": tx.bytes_reinjected,
-        "bytes_sent": tx.nxt,
-        "bytes_received": rx.stream.rcv_nxt,
-        "bytes_acked": tx.una,
-        "subflows_total": len(conn.subflows),
-    }
+    """The fields of the kernel's ``struct mptcp_info``; flags by name, the token as text."""
+    fields: dict[str, object] = dict(mptcp_fields(conn))
+    del fields["flags"]
+    fields["fallback"] = conn.fallback is not Fallback.NONE
+    fields["remote_key"] = bool(conn.remote_key)
+    fields["token"] = f"{conn.local_key.token:08x}"
+    return fields
 
 
 def subflow_info(subflow: TcpConnection) -> dict[str, object]:

@@ -91,6 +91,7 @@ class ConnectionCore:
         "_pace_at",
         "_rtx_at",
         "_signals",
+        "_subflow_ids",
         "_tail_at",
         "_told",
         "_uplinks",
@@ -179,6 +180,7 @@ class ConnectionCore:
 
     def _init_paths(self) -> None:
         self.subflows: list[Subflow] = []
+        self._subflow_ids = 0
         self.coupling: Coupling | None = None
         self.doomed: list[SubflowCore] = []
         self.initial: Subflow | None = None
@@ -206,6 +208,11 @@ class ConnectionCore:
         self._told = False
         self.receivable = 0
         self.eof = False
+
+    def next_subflow_id(self) -> int:
+        """A number for a new subflow, from 1 (``subflow_id`` of the kernel)."""
+        self._subflow_ids += 1
+        return self._subflow_ids
 
     def poll(self, now: float) -> None:
         """Send what may be sent, on all subflows."""

@@ -38,13 +38,13 @@ _INFINITE = float("inf")
 class SubflowCore(TcpConnection):
     """One TCP connection of an MPTCP connection: state, and what it puts on segments.
 
-    ``active``: we sent its SYN. ``initial``: it began the connection (MP_CAPABLE), else it joined
-    (MP_JOIN). ``mptcp`` becomes False when the connection falls back: no option is sent or read
-    any more. ``fully_established``: the peer has proved itself on this subflow, data may flow.
-    ``stale``: RTOs without progress, so it gets no new data; ``suspect``: a tail loss probe is
-    out. ``asked``: a FIN had no options, is it the end of the stream? ``failed``: a checksum was
-    wrong, its RST says so. ``room`` is the scheduler's input, in bytes; ``weight`` and
-    ``priority`` (0 goes first) are its uplink's.
+    ``id`` counts the subflows of a connection from 1. ``active``: we sent its SYN. ``initial``: it
+    began the connection (MP_CAPABLE), else it joined (MP_JOIN). ``mptcp`` becomes False when the
+    connection falls back: no option is sent or read any more. ``fully_established``: the peer has
+    proved itself on this subflow, data may flow. ``stale``: RTOs without progress, so it gets no
+    new data; ``suspect``: a tail loss probe is out. ``asked``: a FIN had no options, is it the end
+    of the stream? ``failed``: a checksum was wrong, its RST says so. ``room`` is the scheduler's
+    input, in bytes; ``weight`` and ``priority`` (0 goes first) are its uplink's.
     """
 
     __slots__ = (
@@ -77,6 +77,7 @@ class SubflowCore(TcpConnection):
         "fastclose",
         "fin_due",
         "fully_established",
+        "id",
         "initial",
         "local_id",
         "local_nonce",
@@ -109,6 +110,7 @@ class SubflowCore(TcpConnection):
     ) -> None:
         super().__init__(conn.host, local, remote, config)
         self.conn = conn
+        self.id = conn.next_subflow_id()
         self.active = active
         self.initial = initial
         self.mptcp = True
