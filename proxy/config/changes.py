@@ -61,7 +61,8 @@ def _merge(old: C, new: C) -> C:
             # Live connections have engine addresses of one family, and the endpoints with them.
             live["gateway"] = replace(new.gateway, address=gateway.address, port=gateway.port)
     elif isinstance(old, GatewayConfig) and isinstance(new, GatewayConfig):
-        live["listen"] = replace(old.listen, late_convert=new.listen.late_convert)
+        listen = new.listen
+        live["listen"] = replace(old.listen, late_convert=listen.late_convert, trials=listen.trials)
     return replace(old, source=new.source, **live)
 
 

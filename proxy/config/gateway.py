@@ -28,6 +28,7 @@ from proxy.toml_table import IpNetwork, Table, parse_address
 
 MAX_CLIENTS = 4096
 MAX_ANNOUNCED = 8
+MAX_TRIALS = 1024
 _FIRST_HOST = 2  # of the prefix behind the TUN; 1 is the kernel's own
 
 
@@ -37,6 +38,7 @@ class ListenConfig:
 
     ``late_convert``: also take the Convert message as the first bytes after the handshake.
     ``announce``: those of the addresses that proxies are told of (ADD_ADDR).
+    ``trials``: streams for ``doctor`` and ``bench`` that a client may have open; 0: none.
     """
 
     addresses: tuple[bytes, ...]
@@ -44,6 +46,7 @@ class ListenConfig:
     late_convert: bool = True
     service: str = ""
     announce: tuple[bytes, ...] = ()
+    trials: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,10 @@ def read_gateway(root: Table, source: Path) -> GatewayConfig:
     """The whole file; ``source`` anchors relative file names."""
     return GatewayConfig(
         listen=_listen(
-            root.table("listen", ("addresses", "port", "late_convert", "service", "announce"))
+            root.table(
+                "listen",
+                ("addresses", "port", "late_convert", "service", "announce", "trials"),
+            )
         ),
         clients=_clients(root, source),
         egress=_egress(root.table("egress", ("allow", "deny", "deny_ports"), optional=True)),
@@ -133,6 +139,7 @@ def _listen(table: Table) -> ListenConfig:
         late_convert=table.boolean("late_convert", True),
         service=read_service(table),
         announce=_announce(table, addresses),
+        trials=table.integer("trials", 0, MAX_TRIALS, 32),
     )
 
 

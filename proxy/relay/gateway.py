@@ -30,6 +30,7 @@ from proxy.pm.base import Endpoint
 from proxy.relay.admission import Admission, Place
 from proxy.relay.flow import ByteStream, Flow, FlowNumbers
 from proxy.relay.shared import Asked, share_nonces
+from proxy.relay.trials import Trials, TrialStream
 from proxy.seg import Segment
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
@@ -158,6 +159,7 @@ class GatewayRelay:
         self.started = clock()
         self._cookies = SynCookies(stack)
         self._bare_syns = TokenBucket(BARE_SYN_RATE / stack.token_share.count)
+        self._trials = Trials(stack, config.listen.trials)
         stack.listener = self
         stack.public_addresses = {ours: ip for ip, ours in config.engine_addresses.items()}
         stack.local_addresses = [
@@ -174,6 +176,7 @@ class GatewayRelay:
         self._door.admit(config.clients)
         self.config = config
         self._guests = GuestBook(config.clients, self._guest_key)
+        self._trials.limit = config.listen.trials
         self.policy = DestinationPolicy(
             config.egress, config.listen.port, own_addresses=self.policy.own_addresses
         )
@@ -343,6 +346,9 @@ class GatewayRelay:
             self._refuse(reception, error, now)
         elif request.destination is None:
             self._inform(reception, now)
+        elif self._trials.serves(request):
+            trial = self._trials.open(request.client, request.destination, client)
+            self._join(reception, trial, now)
         else:
             self._reach(reception, request.destination)
 
@@ -356,6 +362,9 @@ class GatewayRelay:
             return Error(ErrorCode.RESOURCE_EXCEEDED, b"\1")
         if request.destination is None:
             return None
+        if self._trials.serves(request):
+            room = self._trials.has_room(request.client)
+            return None if room else Error(ErrorCode.RESOURCE_EXCEEDED, b"\1")
         denial = self.policy.check(request.destination)
         if denial is None:
             return None
@@ -410,7 +419,9 @@ class GatewayRelay:
     def _ended(self, flow: Flow) -> None:
         self._owners.pop(flow.near, None)
         self._owners.pop(flow.far, None)
-        self.flows.pop(flow, None)
+        client = self.flows.pop(flow, None)
+        if client is not None and isinstance(flow.far, TrialStream):
+            self._trials.leave(client)
         place = self._places.pop(flow, None)
         if place is not None:
             place.leave()
