@@ -19,6 +19,7 @@ EXIT_NO_DAEMON = 3  # there is no daemon to ask
 _COMMANDS = (
     "run",
     "check",
+    "doctor",
     "keygen",
     "status",
     "ss",

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from proxy.net.uplinks import Uplink
     from proxy.toml_table import IpNetwork
 
-__all__ = ["Forwarding", "Listener", "delete", "gateway_table", "load", "proxy_table"]
+__all__ = [
+    "Forwarding",
+    "Listener",
+    "delete",
+    "gateway_table",
+    "load",
+    "probe_table",
+    "proxy_table",
+]
 
 _COUNTERS = ("leaked", "strangers", "unwanted")
 
@@ -100,6 +108,34 @@ def proxy_table(
     return _script(table, chains, bypass.counters(rules))
 
 
+def probe_table(
+    table: str,
+    tun: str,
+    uplinks: Sequence[Uplink],
+    prefixes: tuple[IpNetwork, IpNetwork],
+    gateway: tuple[bytes, int],
+    forwarding: Forwarding,
+) -> str:
+    """The script that replaces the table of an engine that carries nothing of the LAN."""
+    devices = [uplink.dev for uplink in uplinks]
+    chains = [
+        _chain("pick", "filter hook prerouting priority -110", [_mark_from(tun)]),
+        _chain("input", "filter hook input priority 0", _proxy_input(devices, gateway)),
+        _chain(
+            "forward",
+            "filter hook forward priority 0",
+            [
+                f'oifname "{tun}" ct direction reply accept',
+                f'oifname "{tun}" counter name unwanted drop',
+                *_proxy_guard(tun, (), devices, forwarding),
+            ],
+        ),
+        _chain("source", "nat hook postrouting priority 90", _masquerade(uplinks)),
+        _chain("leak", "filter hook postrouting priority 300", _leak(tun, prefixes)),
+    ]
+    return _script(table, chains)
+
+
 def gateway_table(
     table: str,
     tun: str,
@@ -152,11 +188,15 @@ _TAKE = (
 )
 
 
+def _mark_from(tun: str) -> str:
+    """For the reverse path filter alone (src_valid_mark on the TUN)."""
+    return f'iifname "{tun}" meta mark set meta mark | {MARK:#x}'
+
+
 def _pick(tun: str, lan: Sequence[str], rules: Sequence[RuleConfig]) -> list[str]:
     """Mark what the policy rules shall send to the TUN."""
     return [
-        # For the reverse path filter alone (src_valid_mark on the TUN).
-        f'iifname "{tun}" meta mark set meta mark | {MARK:#x}',
+        _mark_from(tun),
         f"iifname != {_names(lan)} return",
         # Answers to a connection from outside (a port forward, IPv6) belong to that connection.
         "ct direction reply return",
@@ -225,6 +265,7 @@ def _proxy_guard(
             rules.append(f"iifname {_names(outside)} meta nfproto {family} {unwanted}")
     if forwarding.everywhere6:
         rules.append(f"iifname != {_names([tun, *lan])} meta nfproto ipv6 {unwanted}")
+    if forwarding.everywhere6 and lan:
         rules.append(
             f"iifname {_names(lan)} meta nfproto ipv6 "
             f"oifname != {_names([tun, *devices])} {unwanted}"

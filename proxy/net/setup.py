@@ -16,15 +16,15 @@ from proxy.net import bypass, forwarding, nft
 from proxy.net.links import FAMILIES, Host, look
 from proxy.net.netlink import outside_loop, session
 from proxy.net.nft import Forwarding, Listener
-from proxy.net.routes import MAIN, MARK, PROTOCOL, Route, Rule, Scope, reconcile
+from proxy.net.routes import MAIN, MARK, PROTOCOL, Route, Rule, Scope, present, reconcile
 from proxy.net.sysctl import STATE_DIRECTORY, StateFile, Sysctls, read_sysctl, write_sysctl
-from proxy.net.uplinks import Uplink, UplinkSettings, resolve, uplink_address
+from proxy.net.uplinks import FIRST_TABLE, Uplink, UplinkSettings, resolve, uplink_address
 
 if TYPE_CHECKING:
     from proxy.config import GatewayConfig, ProxyConfig, TunConfig
     from proxy.toml_table import IpNetwork
 
-__all__ = ["GatewaySetup", "HostSetup", "Setup"]
+__all__ = ["GatewaySetup", "HostSetup", "ProbeSetup", "Setup"]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,10 @@ class Setup(ABC):
         """
         outside_loop(self._clean_stale)
 
+    def missing(self) -> list[str]:
+        """The routes and rules that ``apply`` set up and that are not there now, as commands."""
+        return outside_loop(self._missing)
+
     def refresh(self) -> list[str]:
         """Follow changes of the host (a new default route, an interface that returned).
 
@@ -102,7 +106,7 @@ class Setup(ABC):
         lines = [f"ip link set {name} up mtu {self._tun.mtu} addrgenmode none"]
         lines.extend(str(route) for route in routes)
         lines.extend(str(rule) for rule in rules)
-        lines.extend(forwarding.wanted(self._forwarders(host)))
+        lines.extend(forwarding.wanted(self.forwarders(host)))
         if read_sysctl(_LIBERAL) != "1":
             lines.append(f"sysctl -w {_LIBERAL}=1")
         script = self._nft(Forwarding()).splitlines()
@@ -138,6 +142,15 @@ class Setup(ABC):
             self._enable_forwarding(host)
         return changes
 
+    def _missing(self) -> list[str]:
+        with session() as ipr:
+            host = look(ipr, PROTOCOL)
+            self._resolve(host)
+            wanted_routes, wanted_rules = self._wanted(host)
+            routes, rules = present(ipr, self.scope)
+        lost = [route for route in wanted_routes if route not in routes]
+        return [*map(str, lost), *(str(rule) for rule in wanted_rules if rule not in rules)]
+
     def _relax_conntrack(self) -> None:
         """Let conntrack translate what is out of its idea of the window.
 
@@ -152,7 +165,7 @@ class Setup(ABC):
 
     def _enable_forwarding(self, host: Host) -> None:
         everyone = [link.name for link in host.links.values() if link.name != self._tun.name]
-        on = forwarding.enable(self._sysctls, self._forwarders(host), everyone)
+        on = forwarding.enable(self._sysctls, self.forwarders(host), everyone)
         self._load(on)
 
     def _load(self, on: Forwarding) -> None:
@@ -242,7 +255,7 @@ class Setup(ABC):
         """The routes and rules that this role needs."""
 
     @abstractmethod
-    def _forwarders(self, host: Host) -> list[str]:
+    def forwarders(self, host: Host) -> list[str]:
         """The interfaces on which packets of ours come in, except the TUN."""
 
     @abstractmethod
@@ -269,7 +282,7 @@ class HostSetup(Setup):
     table = "mptcp_proxy"
     scope = Scope(range(8803, 8860), range(8800, 8860))
 
-    _TABLE = 8803
+    _TABLE, _FIRST_UPLINK_TABLE = 8803, FIRST_TABLE
     _TO_ENGINE, _FIRST_UPLINK, _FROM_TUN, _NEAR, _FAR = 8800, 8810, 8850, 8851, 8852
 
     def __init__(self, config: ProxyConfig, state_directory: Path = STATE_DIRECTORY) -> None:
@@ -294,7 +307,9 @@ class HostSetup(Setup):
         settings: tuple[UplinkSettings, ...] = self._config.uplinks
         names = self._config.lan.interfaces
         self.waits_for = tuple(name for name in names if name not in host.links)
-        self.uplinks = resolve(host, settings, self._tun.prefix4, self._tun.prefix6)
+        self.uplinks = resolve(
+            host, settings, self._tun.prefix4, self._tun.prefix6, self._FIRST_UPLINK_TABLE
+        )
 
     def _wanted(self, host: Host) -> tuple[list[Route], list[Rule]]:
         routes: list[Route] = []
@@ -315,7 +330,7 @@ class HostSetup(Setup):
                 routes.extend(_uplink_routes(host, family, uplink))
         return routes, rules
 
-    def _forwarders(self, host: Host) -> list[str]:
+    def forwarders(self, host: Host) -> list[str]:
         names = [*self._config.lan.interfaces, *(uplink.dev for uplink in self.uplinks)]
         return [name for name in dict.fromkeys(names) if name in host.links]
 
@@ -329,6 +344,27 @@ class HostSetup(Setup):
             (self._config.gateway.address, self._config.gateway.port),
             on,
             self._config.rules,
+        )
+
+
+class ProbeSetup(HostSetup):
+    """As ``HostSetup`` without a LAN, beside it or without it: an engine that asks questions."""
+
+    role = "probe"
+    table = "mptcp_probe"
+    scope = Scope(range(8900, 8960), range(8900, 8960))
+
+    _TABLE, _FIRST_UPLINK_TABLE = 8900, 8910
+    _TO_ENGINE, _FIRST_UPLINK, _FROM_TUN = 8900, 8910, 8950
+
+    def _nft(self, on: Forwarding) -> str:
+        return nft.probe_table(
+            self.table,
+            self._tun.name,
+            self.uplinks,
+            (self._tun.prefix4, self._tun.prefix6),
+            (self._config.gateway.address, self._config.gateway.port),
+            on,
         )
 
 
@@ -378,7 +414,7 @@ class GatewaySetup(Setup):
             if address in rule.source and rule.table != MAIN
         ][:1]
 
-    def _forwarders(self, host: Host) -> list[str]:
+    def forwarders(self, host: Host) -> list[str]:
         """All interfaces: the host takes packets to its addresses on any of them."""
         own = (self._tun.name,)
         return [

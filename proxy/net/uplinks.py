@@ -82,14 +82,22 @@ def uplink_address(prefix: IpNetwork, slot: int) -> bytes:
 
 
 def resolve(
-    host: Host, uplinks: Sequence[UplinkSettings], prefix4: IpNetwork, prefix6: IpNetwork
+    host: Host,
+    uplinks: Sequence[UplinkSettings],
+    prefix4: IpNetwork,
+    prefix6: IpNetwork,
+    first_table: int = FIRST_TABLE,
 ) -> tuple[Uplink, ...]:
     """The configured uplinks with what the kernel knows of their interfaces, if anything."""
-    return tuple(_resolve_one(host, settings, (prefix4, prefix6)) for settings in uplinks)
+    prefixes = prefix4, prefix6
+    return tuple(_resolve_one(host, settings, prefixes, first_table) for settings in uplinks)
 
 
 def _resolve_one(
-    host: Host, settings: UplinkSettings, prefixes: tuple[IpNetwork, IpNetwork]
+    host: Host,
+    settings: UplinkSettings,
+    prefixes: tuple[IpNetwork, IpNetwork],
+    first_table: int,
 ) -> Uplink:
     link = host.links.get(settings.interface)
     addresses: list[bytes | None] = []
@@ -107,7 +115,7 @@ def _resolve_one(
         name=settings.name,
         dev=settings.interface,
         index=link.index if link else 0,
-        table=FIRST_TABLE + settings.slot,
+        table=first_table + settings.slot,
         addr4=addresses[0],
         addr6=addresses[1],
         next_hop4=hops[0],

@@ -37,8 +37,8 @@ class UplinkTable:
 
     def __init__(self, config: ProxyConfig, stack: Stack, lost: Lost) -> None:
         self._stack = stack
-        self.uplinks = _uplinks(config)
-        self.endpoints = {uplink.local_ip: _endpoint(uplink) for uplink in self.uplinks}
+        self.uplinks = uplinks_of(config)
+        self.endpoints = {uplink.local_ip: endpoint_of(uplink) for uplink in self.uplinks}
         self.tell: Callable[[str, dict[str, object]], None] = lambda name, attributes: None
         self._hotplug = Hotplug(stack, lambda: list(self.endpoints), lost)
         stack.local_addresses = list(self.endpoints.values())
@@ -70,13 +70,13 @@ class UplinkTable:
 
     def reconfigure(self, config: ProxyConfig, now: float) -> None:
         """The uplinks become those of ``config``; new ones wait for ``follow``."""
-        wanted = {uplink.name: uplink for uplink in _uplinks(config)}
+        wanted = {uplink.name: uplink for uplink in uplinks_of(config)}
         known = {uplink.name: uplink for uplink in self.uplinks}
         for name, uplink in known.items():
             if name not in wanted:
                 self._remove(uplink, now)
         before = self.endpoints
-        self.endpoints = {uplink.local_ip: _endpoint(uplink) for uplink in wanted.values()}
+        self.endpoints = {uplink.local_ip: endpoint_of(uplink) for uplink in wanted.values()}
         self.uplinks = [known.get(name, uplink) for name, uplink in wanted.items()]
         for uplink in self.uplinks:
             new = wanted[uplink.name]
@@ -104,7 +104,7 @@ class UplinkTable:
             self.tell("uplink-up", attributes)
 
 
-def _uplinks(config: ProxyConfig) -> list[UplinkHealth]:
+def uplinks_of(config: ProxyConfig) -> list[UplinkHealth]:
     """With their engine addresses; all have a way out until told otherwise."""
     v6 = len(config.gateway.address) == 16
     prefixes = (config.tun.prefix4, config.tun.prefix6)
@@ -127,7 +127,8 @@ def _uplinks(config: ProxyConfig) -> list[UplinkHealth]:
     return found
 
 
-def _endpoint(uplink: UplinkHealth) -> Endpoint:
+def endpoint_of(uplink: UplinkHealth) -> Endpoint:
+    """From which an uplink's subflows are opened."""
     return Endpoint(
         uplink.local_ip,
         uplink_id(uplink.slot, uplink.weight),

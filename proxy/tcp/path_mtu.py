@@ -54,6 +54,20 @@ class PathMtu(Scoreboard):
             self.mss = mtu - self._headers()
             self._mtu_search_at = max(learnt_at + RAISE_AFTER, now)
 
+    @property
+    def path_mtu(self) -> int:
+        """The largest IP packet sent, in bytes."""
+        return self._mtu
+
+    @property
+    def path_mtu_goal(self) -> int:
+        """The largest that our configuration and the peer allow."""
+        return self._goal()
+
+    def seeks_path_mtu(self, now: float) -> bool:
+        """Whether a size larger than ``path_mtu`` is being tried."""
+        return self._mtu_probe is not None or self._mtu_search_at <= now
+
     def _goal(self) -> int:
         """The largest size that interface and peer allow."""
         headers = self._headers()

@@ -43,6 +43,7 @@ LAYERS = (
         "engine.runtime_supervisor",
         "engine.runtime_worker",
     ),
+    ("diagnose",),
     ("cli", "__main__"),
 )
 # Policies see connections through what they are handed: at run time they import their base alone.
@@ -58,7 +59,17 @@ OUTSIDE = {
     "threading",
     "selectors",
 }
-EDGE = ("engine.runtime", "tun", "net", "control", "cli", "__main__", "config", "secret_file")
+EDGE = (
+    "engine.runtime",
+    "tun",
+    "net",
+    "control",
+    "diagnose",
+    "cli",
+    "__main__",
+    "config",
+    "secret_file",
+)
 # os.environ says which form of the fast path to load; the twin of the device's batches is called
 # by the edge alone, with its descriptor.
 EXCEPTIONS = {("seg", "os"), ("_seg_py_device", "os")}
