@@ -24,6 +24,7 @@ _COMMANDS = (
     "status",
     "ss",
     "conn",
+    "why",
     "reload",
     "rule",
     "endpoint",

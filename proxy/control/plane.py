@@ -74,6 +74,7 @@ class ControlPlane:
             "counters": lambda r: dict(self._stack.counters),
             "sockets": self._sockets.sockets,
             "connection": self._sockets.connection,
+            "why": self._sockets.why,
         }
         return {name: self._turning(command) for name, command in table.items()}
 

@@ -89,6 +89,49 @@ class UplinkStatus(TypedDict):
     srtt: NotRequired[float | None]
 
 
+class Spell(TypedDict):
+    """How the time of a sender or a receiver was spent."""
+
+    now: str
+    """What it waits for at this moment."""
+    seconds: dict[str, float]
+    """By what it waited for; ``docs/control.md`` has the names."""
+
+
+class SubflowSpell(Spell):
+    """The same of a subflow, as a sender."""
+
+    local: str
+    remote: str
+    uplink: str | None
+    state: str
+    busy: float
+    """Seconds in which something was sent on it and not acknowledged."""
+    awaited: float
+    """Seconds in which data of other subflows waited here for what it was to bring."""
+
+
+Why = TypedDict(
+    "Why",
+    {
+        "role": Literal["proxy", "gateway"],
+        "id": int,
+        "token": str | None,
+        "peer-token": str | None,
+        "age": float,
+        "bytes-sent": int,
+        "bytes-received": int,
+        "sending": Spell,
+        "receiving": Spell,
+        "local": Spell | None,
+        "subflows": list[SubflowSpell],
+    },
+)
+"""What the ``why`` command answers: the connection to the other box, as this one sees it. ``token``
+names it here and ``peer-token`` there; both are None where it is plain TCP. ``local`` is the TCP
+connection to the LAN host, as a sender."""
+
+
 class WorkerStatus(TypedDict):
     """One of several processes that share the work."""
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from proxy.cc import base as cc
-from proxy.control.fields import CommandError, Request, number, word
+from proxy.control.fields import CommandError, Request, number, token, word
 from proxy.control.status import state_name
+from proxy.control.why import explain, token_of
 from proxy.mptcp.connection import MptcpConnection
 from proxy.mptcp.info import mptcp_fields
 from proxy.mptcp.notes import Fallback
@@ -56,6 +57,16 @@ class SocketCommands:
         elif action != "show":
             raise CommandError("EINVAL", f"no action {action}: show, close, scheduler, cc")
         return self._show(flow)
+
+    def why(self, request: Request) -> object:
+        """``why``: where the time of one went; ``conn`` (its id) or ``token``."""
+        if "token" not in request:
+            return explain(self._find(number(request, "conn", 0, _MAX_ID)), self._clock())
+        wanted = token(request)
+        for flow in self._flows():
+            if token_of(flow) == wanted:
+                return explain(flow, self._clock())
+        raise CommandError("ENOENT", f"no connection has token {wanted:08x} (ss -i shows them)")
 
     def _find(self, wanted: int) -> Flow:
         for flow in self._flows():

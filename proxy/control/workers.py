@@ -191,6 +191,7 @@ class WorkerCommands:
             "counters": self._counters,
             "sockets": self._sockets,
             "connection": self._connection,
+            "why": lambda r: (self._of_token if "token" in r else self._connection)(r),
             "sysctl": self._sysctl,
             "uplink-limit": self._uplink_limit,
             "get-addr": lambda r: self._of_token(r) if "token" in r else self._ask_one(r),

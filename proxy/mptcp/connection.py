@@ -11,6 +11,7 @@ from proxy.mptcp.connection_core import INFINITE
 from proxy.mptcp.fallback import FallingBack
 from proxy.mptcp.notes import Fallback
 from proxy.sched.base import create as create_scheduler
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.events import Event, Failure
 from proxy.tcp.states import State
 from proxy.wire.address import Address
@@ -396,6 +397,9 @@ class MptcpConnection(FallingBack):
             if subflow.due:
                 subflow.due = False
                 subflow.poll(now)
+        rx = self.rx
+        if self.receivable or rx.stream.waiting_bytes or rx.limited is not Limited.NOTHING:
+            self._time_reading(now)
 
     def arm(self) -> None:
         """A deadline of the connection has become earlier."""

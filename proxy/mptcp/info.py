@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Literal
 
 from proxy.mptcp.notes import Fallback
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.states import State
 
 if TYPE_CHECKING:
@@ -269,9 +270,21 @@ def tcp_info(connection: TcpConnection, now: float) -> TcpInfo:
             "bytes_sent": connection.bytes_sent,
             "bytes_retrans": connection.bytes_retransmitted,
             "snd_wnd": connection.snd_wnd,
+            **_limits(connection, now),
         },
     )
     return info
+
+
+def _limits(connection: TcpConnection, now: float) -> dict[str, int]:
+    # tcp_get_info_chrono_stats(): the busy time has the others in it.
+    spent = connection.spent(now)
+    window = spent[Limited.WINDOW] + spent[Limited.READER]
+    return {
+        "busy_time": round(connection.busy_seconds(now) * 1e6),
+        "rwnd_limited": round(window * 1e6),
+        "sndbuf_limited": round(spent[Limited.SEND_BUFFER] * 1e6),
+    }
 
 
 def subflow_addrs(local: Address, remote: Address) -> SubflowAddrs:

@@ -13,6 +13,7 @@ from proxy.mptcp.receiving import Receiving
 from proxy.mptcp.signals import Signals
 from proxy.mptcp.subflow import Subflow
 from proxy.pm.base import of_uplink_id
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
 from proxy.wire.address import Address
@@ -289,6 +290,8 @@ class Paths(Receiving):
         self._usable = None
         others = [s for s in self.usable_subflows() if s is not subflow and not s.rto_count]
         if not others:
+            if self.tx.limited is not Limited.SILENCE:
+                self.tx.turn(Limited.SILENCE, now)
             return
         self.reinject_all(subflow)
         limit = self.config.stale_loss_cnt
@@ -304,6 +307,7 @@ class Paths(Receiving):
         if self.fallback is Fallback.NONE and not subflow.stale:
             self.reinject_all(subflow)
             subflow.stale = True
+            subflow.turn(Limited.SILENCE, now)
             subflow.rto_backoff_cap = self.config.rto_backoff_cap
             self._usable = None
             self.host.wake(self)
@@ -311,6 +315,7 @@ class Paths(Receiving):
     def on_recovered(self, subflow: Subflow, now: float) -> None:
         """Any ACK of a stale subflow: it is used again."""
         subflow.stale = False
+        subflow.turn(Limited.NOTHING, now)
         subflow.rto_backoff_cap = None
         self._usable = None
         self.host.counters.add("MPTcpExtSubflowRecover")

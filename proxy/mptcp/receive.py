@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.mptcp.reassembly import Reassembly
+from proxy.tcp.chronograph import Timed
 
 if TYPE_CHECKING:
     from proxy.tcp.memory import MemoryBudget
@@ -19,7 +20,7 @@ _MIN_SEGMENT = 1460
 _INFINITE = 1 << 62
 
 
-class DataReceiver:
+class DataReceiver(Timed):
     """Stream offsets in, bytes in order out; says what window all subflows may advertise.
 
     The right edge is the largest DATA_ACK + window ever announced and never moves left. The
@@ -44,6 +45,7 @@ class DataReceiver:
     )
 
     def __init__(self, buffer: int, buffer_max: int, memory: MemoryBudget) -> None:
+        self.start_chronograph()
         self.stream = Reassembly()
         self.memory = memory
         self._reserved = 0  # bytes of the host's budget

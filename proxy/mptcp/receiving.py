@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.mptcp.sending import Sending
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
 
@@ -51,8 +52,11 @@ class Receiving(Sending):
         stream = rx.stream
         grown = rx.insert(offset, payload)
         if not grown:
+            subflow.ahead = max(subflow.ahead, offset + len(payload))
             self._count_disorder()
             return
+        if rx.limited is Limited.GAP:
+            self._charge_gap(stream.rcv_nxt - grown, subflow, now)
         self.receivable = stream.ready_bytes
         if self._closed_by_app:
             self._late_data = True  # acted on by ``poll``: TCP's receive path must find its state
@@ -61,6 +65,40 @@ class Receiving(Sending):
             self.host.event(self, Event.READABLE)
         if stream.rcv_nxt == rx.fin_at and not rx.finished:
             self._finish_receiving(now)
+
+    # -- what holds up whoever reads ----------------------------------------------------------
+
+    def _time_reading(self, now: float) -> None:
+        """At the end of a turn, when the application had its chance to read."""
+        rx = self.rx
+        limited = Limited.NOTHING
+        if self.receivable:
+            limited = Limited.READER
+        elif rx.stream.waiting_bytes:
+            limited = Limited.GAP
+        if limited is not rx.limited:
+            rx.turn(limited, now)
+
+    def _charge_gap(self, gap: int, bringer: Subflow | None, now: float) -> None:
+        # The wait for the bytes at offset ``gap`` is over. If it was shorter than a round trip of
+        # the fastest subflow, it is what several paths always do to the order of data.
+        trips = (s.receive_rtt() for s in self.subflows if s.fully_established)
+        waited = self.rx.lap(min(trips, default=0.0), now)
+        late = self.late_subflow(gap, bringer) if waited else None
+        if late is not None:
+            late.charge(Limited.GAP, waited, now)
+
+    def late_subflow(self, gap: int, bringer: Subflow | None) -> Subflow | None:
+        """The subflow that the bytes at offset ``gap`` were first sent on, as far as we can know.
+
+        A subflow brings the stream in order, so who has brought what comes later was not it, even
+        if it brings these bytes in the end: they were sent again, in place of another one that
+        has been silent for longer.
+        """
+        if bringer is not None and bringer.ahead <= gap:
+            return bringer
+        behind = [s for s in self.subflows if s.ahead <= gap and s.fully_established]
+        return min(behind, key=_last_received, default=bringer)
 
     def _count_disorder(self) -> None:
         stream = self.rx.stream
@@ -101,6 +139,8 @@ class Receiving(Sending):
             return []
         pieces = rx.read(limit)
         self.receivable = rx.stream.ready_bytes
+        if rx.limited is Limited.READER and not self.receivable:
+            self.host.wake(self)  # it has caught up
         if rx.finished:
             self.eof = not self.receivable
             return pieces
@@ -126,3 +166,7 @@ class Receiving(Sending):
         for subflow in self.subflows:
             if subflow.fully_established or subflow.initial:
                 subflow.request_ack()
+
+
+def _last_received(subflow: Subflow) -> float:
+    return subflow.last_received

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+from proxy.tcp.chronograph import Timed
+
 # Released chunks are dropped from the lists in batches of this many.
 _COMPACT = 64
 
 
-class SendBuffer:
+class SendBuffer(Timed):
     """Bytes ``una`` .. ``end`` of the stream; ``nxt`` is the first one never sent yet."""
 
     __slots__ = ("_chunks", "_head", "_starts", "end", "nxt", "una")
 
     def __init__(self) -> None:
+        self.start_chronograph()
         self._chunks: list[memoryview] = []
         self._starts: list[int] = []
         self._head = 0

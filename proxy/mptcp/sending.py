@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from proxy.mptcp.connection_core import INFINITE, ConnectionCore
 from proxy.mptcp.notes import Fallback
 from proxy.seg import dss_checksum, dss_option
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
 
@@ -71,11 +72,15 @@ class Sending(ConnectionCore):
                 self._watch_tail(now)
             if tx.fin and not tx.fin_sent:
                 self._send_fin(now)
+            if tx.limited is not Limited.NOTHING or self._blocked:
+                self._time_rest(now)
 
     def _pump_new(self, now: float) -> None:
         tx = self.tx
         usable = self.usable_subflows()
         if not usable:
+            if self.tx.limited is not Limited.NO_SUBFLOW:
+                self.tx.turn(Limited.NO_SUBFLOW, now)
             return
         plain = self.fallback is not Fallback.NONE
         self._tail_at = INFINITE
@@ -131,15 +136,48 @@ class Sending(ConnectionCore):
     def _wait_for_room(self, usable: list[Subflow], now: float) -> None:
         # Pacing opens by time alone; all else that gives room comes as a segment.
         at = INFINITE
+        window = self._window_limit(usable[0])
+        limited = Limited.NOTHING
         for subflow in usable:
             pace = subflow.next_release(now)
             if pace < at:
                 at = pace
+            why = window or subflow.hindrance(now)
+            if why is not subflow.limited:
+                subflow.turn(why, now)
+            if why > limited:
+                limited = why
+        if limited is not self.tx.limited:
+            self.tx.turn(limited, now)
         self._pace_at = at
         if at != INFINITE:
             self.arm()
         elif self.window_left <= 0 and self.fallback is Fallback.NONE:
             self._when_window_blocked(usable, now)
+
+    def _window_limit(self, subflow: Subflow) -> Limited:
+        # Of the data level: all subflows tell of the same window.
+        if self.window_left >= subflow.mss or self.window_left >= self.pending:
+            return Limited.NOTHING
+        tx = self.tx
+        shrunk = 2 * (tx.edge - tx.una) < subflow.snd_max_wnd
+        return Limited.READER if shrunk else Limited.WINDOW
+
+    def _time_rest(self, now: float) -> None:
+        # Nothing waits to be sent any more, so that no subflow is limited by what it may send.
+        tx = self.tx
+        limited = Limited.NOTHING
+        if tx.una < tx.nxt:
+            if self._blocked:
+                limited = Limited.SEND_BUFFER
+            if tx.limited is Limited.SILENCE and all(s.rto_count for s in self.usable_subflows()):
+                limited = Limited.SILENCE
+        if limited is tx.limited:
+            return
+        tx.turn(limited, now)
+        for subflow in self.subflows:
+            if subflow.limited is not Limited.SILENCE and subflow.limited is not limited:
+                subflow.turn(limited, now)
 
     def _when_window_blocked(self, usable: list[Subflow], now: float) -> None:
         # Opportunistic reinjection (RTX-02 c): the head of the window waits on a slow subflow

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from proxy.mptcp import keys
 from proxy.mptcp.mapping import MASK, RxMapping, TxMapping, TxMappings
 from proxy.seg import Segment, dss_checksum, dss_option
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.limit import RateLimit
 from proxy.tcp.states import State
@@ -44,7 +45,8 @@ class SubflowCore(TcpConnection):
     proved itself on this subflow, data may flow. ``stale``: RTOs without progress, so it gets no
     new data; ``suspect``: a tail loss probe is out. ``asked``: a FIN had no options, is it the end
     of the stream? ``failed``: a checksum was wrong, its RST says so. ``room`` is the scheduler's
-    input, in bytes; ``weight`` and ``priority`` (0 goes first) are its uplink's.
+    input, in bytes; ``weight`` and ``priority`` (0 goes first) are its uplink's. ``ahead``: the end
+    of what it brought of the stream before bytes in front of it were there.
     """
 
     __slots__ = (
@@ -64,6 +66,7 @@ class SubflowCore(TcpConnection):
         "ack64",
         "acks_without_dss",
         "active",
+        "ahead",
         "asked",
         "backup",
         "bare_last",
@@ -133,6 +136,7 @@ class SubflowCore(TcpConnection):
         self.fin_due = False
         self.fastclose = False
         self.room = 0
+        self.ahead = 0
         self.reset_reason = -1
         self.reset_transient = False
         self.reset_by_peer = False
@@ -226,6 +230,13 @@ class SubflowCore(TcpConnection):
         if self.cwnd - self.bytes_in_flight < self._effective_mss and self.bytes_in_flight:
             return _INFINITE
         return at
+
+    def hindrance(self, now: float) -> Limited:
+        """See ``TcpConnection``; it may also be that the scheduler chose another one."""
+        return Limited.SCHEDULER if self.room > 0 else super().hindrance(now)
+
+    def _on_sent(self, now: float) -> None:
+        """What more there is the connection knows, which is the one to tell."""
 
     def acknowledged(self, mapping: TxMapping) -> bool:
         """Whether the peer's TCP acknowledged all bytes of a mapping."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cc.base import create
 from proxy.tcp.buffers import ReceiveQueue, SendQueue
+from proxy.tcp.chronograph import Limited, Timed
 from proxy.tcp.events import Event, Failure
 from proxy.tcp.states import State
 
@@ -64,7 +65,7 @@ CA_RECOVERY = 1
 CA_LOSS = 2
 
 
-class ConnectionCore:
+class ConnectionCore(Timed):
     """State of a connection; sequence numbers are modulo 2**32, times are ``now`` seconds."""
 
     __slots__ = (  # noqa: RUF023 (grouped by meaning)
@@ -116,7 +117,8 @@ class ConnectionCore:
         "_challenge_until", "_challenge_left", "_oow_ack_at",
         # liveness and statistics
         "rto_count", "_probe_count", "_keepalive_sent", "last_received", "last_progress",
-        "_stalled_since", "bytes_sent", "bytes_received", "bytes_acked", "bytes_retransmitted",
+        "_stalled_since", "_busy_since", "_busy_time", "opening_time",
+        "bytes_sent", "bytes_received", "bytes_acked", "bytes_retransmitted",
         "__weakref__",
     )  # fmt: skip
 
@@ -234,6 +236,9 @@ class ConnectionCore:
         self.rto_count = self._probe_count = self._keepalive_sent = 0
         self.last_received = self.last_progress = 0.0
         self._stalled_since: float = INFINITE
+        self._busy_since: float = INFINITE
+        self._busy_time = self.opening_time = 0.0
+        self.start_chronograph()
 
     def _init_receiver(self) -> None:
         self._received = ReceiveQueue()
@@ -269,6 +274,16 @@ class ConnectionCore:
         self._challenge_until = 0.0
         self._challenge_left = 0
         self._oow_ack_at = 0.0
+
+    def busy_seconds(self, now: float) -> float:
+        """How long something was sent and not yet acknowledged (``tcpi_busy_time``)."""
+        busy = self._busy_time
+        return busy if self._busy_since == INFINITE else busy + now - self._busy_since
+
+    def opening_seconds(self, now: float) -> float:
+        """From the first SYN until the handshake was complete, or until now."""
+        opening = self.state in (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED)
+        return now - self._stalled_since if opening else self.opening_time
 
     # -- hooks: a subflow overrides these, the base is plain TCP ------------------------------
 
@@ -373,6 +388,12 @@ class ConnectionCore:
         if self._write_blocked and self.send_room() > 0:
             self.host.event(self, Event.WRITABLE)
 
+    def _on_sent(self, now: float) -> None:
+        """All that may leave now has left; base: what limits the rest?"""
+        limited = self.hindrance(now) if self._unsent.size else Limited.NOTHING
+        if limited is not self.limited:
+            self.turn(limited, now)
+
     def _on_loss(self, now: float) -> None:
         """Something was marked lost because later data arrived."""
 
@@ -405,6 +426,10 @@ class ConnectionCore:
         self.host.wake(self)
 
     # -- parts that other layers define ---------------------------------------------------------
+
+    def hindrance(self, now: float) -> Limited:
+        """What keeps new data from leaving."""
+        raise NotImplementedError
 
     def send_room(self) -> int:
         """Bytes that ``send`` takes now."""

@@ -265,6 +265,7 @@ class Handshake(Receiver):
         self._take_congestion_window()
         self._drs_at = now
         self._drs_space = 10 * self._rcv_mss
+        self.opening_time = now - self._stalled_since
         self._loss_at = self._stalled_since = INFINITE
         self._loss_kind = LOSS_TIMER_OFF
         self.last_progress = self._delivered_at = now

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.tcp.buffers import split_chunks
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.core import (
     ACK_NOW,
     CA_OPEN,
@@ -150,6 +151,18 @@ class Output(Segments):
             self._schedule_loss_timer(now)
         elif not flight and self._loss_kind == LOSS_TIMER_OFF:
             self._schedule_loss_timer(now)
+        self._on_sent(now)
+
+    def hindrance(self, now: float) -> Limited:
+        """See ``ConnectionCore``: why ``_sendable`` or pacing has let no more go."""
+        if self.rto_count:
+            return Limited.SILENCE
+        if now < self._pace_next and not self._lost_bytes:
+            return Limited.RATE_LIMIT if self._booked else Limited.PACING
+        window = self.snd_wnd - ((self.snd_nxt - self.snd_una) & MASK)
+        if window < self.cwnd - self.bytes_in_flight and not self._lost_bytes:
+            return Limited.READER if 2 * self.snd_wnd < self.snd_max_wnd else Limited.WINDOW
+        return Limited.CONGESTION
 
     def _must_queue(self, now: float) -> bool:
         """Whether others have taken the time of the uplink's limit; then ours is booked."""
@@ -245,7 +258,7 @@ class Output(Segments):
         if fin:
             self._fin_sent = True
         if self._stalled_since == INFINITE:
-            self._stalled_since = now
+            self._stalled_since = self._busy_since = now
         self._transmit(tx, count, now)
 
     def _restart_after_idle(self, now: float) -> None:

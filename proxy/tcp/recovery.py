@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.cc.base import create
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.core import (
     CA_LOSS,
     CA_OPEN,
@@ -141,9 +142,15 @@ class Recovery(PathMtu):
 
     def _progress(self, advance: int, now: float) -> None:
         self.bytes_acked += advance
-        self.rto_count = 0
+        if self.rto_count:
+            self.rto_count = 0
+            self.turn(Limited.NOTHING, now)
         self.last_progress = now
-        self._stalled_since = now if self._flight else INFINITE
+        if self._flight:
+            self._stalled_since = now
+        else:
+            self._busy_time += now - self._busy_since
+            self._stalled_since = self._busy_since = INFINITE
         if self._fin_sent and self.snd_una == self.snd_nxt:
             self._fin_acked = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.core import (
     CA_LOSS,
     CA_OPEN,
@@ -63,6 +64,7 @@ class Timeouts(Ecn):
             else:
                 self._undo_marker = -1
         self.rto_count += 1
+        self.turn(Limited.SILENCE, now)
         self.counters.add("TCPTimeouts")
         self._ca_state = CA_LOSS
         self._recovery_point = self.snd_nxt
@@ -115,7 +117,7 @@ class Timeouts(Ecn):
     def _on_persist_timeout(self, now: float) -> None:
         """The window is shut: ask (RFC 9293 §3.8.6.1). A silent peer is given up in the end."""
         if self._stalled_since == INFINITE:
-            self._stalled_since = now
+            self._stalled_since = self._busy_since = now
         if self._given_up(now):
             return
         if self._flight or not (self._unsent.size or self._fin_queued):

@@ -204,6 +204,22 @@ def test_one_connection_is_shown_changed_and_closed(run: Run, plane: Plane) -> N
     assert plane.aborted == 1
 
 
+def test_why_says_it_in_a_sentence_and_then_in_detail(run: Run, plane: Plane) -> None:
+    first, title, *lines = run("why 1").splitlines()
+    assert first.endswith(" % of the time the LAN client sends nothing more.".replace(" %", "%"))
+    assert title.startswith("connection 1, ")
+    assert lines[0].startswith("  sending: application ")
+    assert [line.split()[:2] for line in lines[2:]] == [["subflow", "u0"], ["subflow", "u1"]]
+    shown = json.loads(run(f"why {plane.token} --json"))
+    assert shown["verdict"]["cause"] == shown["sending"]["now"] == "application"
+    watched = json.loads(run("why 1 --watch 0.01 --json"))
+    assert watched["id"] == 1
+    assert watched["age"] == watched["bytes-sent"] == 0, "virtual time stands still"
+    assert "no connection has id 7" in run("why 7", status=1)
+    assert "a token of eight digits" in run("why seven", status=2)
+    assert "--watch" in run("why 1 --watch 0", status=2)
+
+
 def test_events_are_printed_as_ip_mptcp_monitor_prints_them() -> None:
     event: dict[str, Any] = {
         "event": "sub-closed", "time": 0.5, "token": "0a1b2c3d", "loc-id": 2, "rem-id": 0,
@@ -255,6 +271,7 @@ def test_without_a_daemon_there_is_an_exit_status_of_its_own(
         "ss",
         "sysctl",
         "conn 1 show",
+        "why 1",
     ):
         assert main(words.split()) == 3
         assert "mptcp-proxy run" in capsys.readouterr().err
@@ -277,7 +294,7 @@ def test_with_two_daemons_one_must_be_chosen(
 @pytest.mark.parametrize(
     "words",
     ["endpoint add", "endpoint change", "endpoint", "limits set", "monitor", "nstat", "ss",
-     "sysctl", "conn"],
+     "sysctl", "conn", "why"],
 )  # fmt: skip
 def test_each_has_help(capsys: pytest.CaptureFixture[str], words: str) -> None:
     with pytest.raises(SystemExit) as leave:

@@ -52,6 +52,7 @@ class Plane:
         self.server = ControlServer(cast("Any", None), dict, self.plane.commands())
         self.plane.events.subscribe(lambda _, line: self.events.append(json.loads(line)))
         self.aborted = 0
+        self.started = self.pair.now
 
     def open(self) -> Plane:
         """Connect anew, so that the connection has our path manager, and let it settle."""
@@ -75,7 +76,9 @@ class Plane:
         return self
 
     def flows(self) -> list[Any]:
-        return [SimpleNamespace(id=1, far=self.pair.client, near=None, abort=self.abort)]
+        far = self.pair.client
+        flow = SimpleNamespace(id=1, far=far, near=None, started=self.started, abort=self.abort)
+        return [flow]
 
     def abort(self, now: float) -> None:
         self.aborted += 1
@@ -373,6 +376,21 @@ def test_one_connection_can_be_changed_and_closed() -> None:
     assert plane.ask("connection", conn=1, action="close") is None
     assert plane.aborted == 1
     assert plane.names()[-1] == "closed"
+
+
+def test_where_the_time_went_is_told_by_number_or_token() -> None:
+    plane = Plane(endpoints=2).open()
+    why = plane.ask("why", conn=1)
+    assert (
+        plane.ask("why", token=plane.token) == plane.ask("why", token=int(plane.token, 16)) == why
+    )
+    assert (why["role"], why["id"], why["token"]) == ("proxy", 1, plane.token)
+    assert why["peer-token"] == f"{plane.pair.client.remote_token:08x}"
+    assert (why["sending"]["now"], why["receiving"]["now"]) == ("application", "peer")
+    assert [s["uplink"] for s in why["subflows"]] == ["u0", "u1"]
+    assert plane.errno("why", conn=9)[0] == "ENOENT"
+    assert plane.errno("why", token="0000000f")[0] == "ENOENT"
+    assert plane.errno("why", token="x")[0] == plane.errno("why")[0] == "EINVAL"
 
 
 def test_counters_are_told() -> None:

@@ -35,7 +35,7 @@ class Worker:
         self.asked: list[Request] = []
         self.events = EventHub()
         self.endpoints: list[dict[str, Any]] = [{"addr": {"id": 1, "addr4": "198.18.92.10"}}]
-        names = ("connection", "announce", "sysctl", "add-addr", "flush-addrs", "set-limits")
+        names = ("connection", "why", "announce", "sysctl", "add-addr", "flush-addrs", "set-limits")
         commands: dict[str, Command] = dict.fromkeys(names, self._answer)
         commands["counters"] = lambda request: {"TCPOutRsts": 1 + index, f"Only{index}": 1}
         commands["sockets"] = lambda request: [{"id": 1 + index}]
@@ -145,6 +145,13 @@ async def test_a_connection_is_asked_for_at_its_worker(
     answer = await client.request("connection", conn=number, action="show")
     assert answer == {"worker": worker}
     assert [len(commands) for commands in daemon.asked()] == [1 - worker, worker]
+
+
+async def test_why_is_asked_for_at_the_worker_of_a_number_or_a_token(
+    daemon: Daemon, client: AsyncControlClient
+) -> None:
+    assert await client.request("why", conn=2) == {"worker": 1}
+    assert await client.request("why", token="0000000a") == {"worker": 0}
 
 
 async def test_a_token_names_its_worker(daemon: Daemon, client: AsyncControlClient) -> None:
