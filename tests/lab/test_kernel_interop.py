@@ -105,8 +105,8 @@ def test_engine_connects_to_the_kernel(
         engine.finish()
         values = lab.settled(lab.kernel)
     assert complaints(values) == {}
-    assert values["MPCapableSYNRX"] == values["MPCapableACKRX"] == 1
-    assert values["MPJoinSynRx"] == values["MPJoinAckRx"] == 1
+    assert values["MPCapableSYNRX"] >= values["MPCapableACKRX"] == 1  # a SYN may come again
+    assert values["MPJoinSynRx"] >= values["MPJoinAckRx"] == 1
     check_wire(captures)
     server.close()
 
@@ -188,7 +188,7 @@ def test_engine_joins_an_address_that_the_kernel_announces(lab: KernelLab, tmp_p
     engine.finish()
     values = lab.settled(lab.kernel)
     assert complaints(values) == {}
-    assert values["AddAddrTx"] == values["EchoAdd"] == 1
+    assert values["AddAddrTx"] >= values["EchoAdd"] >= 1
     assert values["MPJoinAckRx"] >= 1
 
 

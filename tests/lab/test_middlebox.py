@@ -137,7 +137,7 @@ def test_options_stripped_from_the_syn_ack_alone(lab: KernelLab) -> None:
     lab.links[0].set(box=Middlebox(strip=MPTCP, strip_on="synack"))
     with closing(Ends(lab)) as ends:
         arrives(ends)
-        assert ends.server["MPCapableSYNRX"] == 1
+        assert ends.server["MPCapableSYNRX"] >= 1
         assert ends.client["MPCapableFallbackSYNACK"] == 1
         assert ends.server["MPCapableFallbackACK"] == 1
 
@@ -318,7 +318,7 @@ def test_reset_in_the_window_is_challenged(lab: KernelLab) -> None:
     lab.links[0].shape(up=Shape(box=Middlebox(rst_after=10, rst_offset=1)))
     with closing(Ends(lab, mptcp=False)) as ends:
         arrives(ends)
-        assert ends.server["TcpExtTCPChallengeACK"] == 1
+        assert ends.server["TcpExtTCPChallengeACK"] >= 1
 
 
 def test_resets_on_demand_end_both_sides(lab: KernelLab) -> None:
