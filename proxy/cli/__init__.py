@@ -20,6 +20,7 @@ _COMMANDS = (
     "run",
     "check",
     "doctor",
+    "bench",
     "keygen",
     "status",
     "ss",

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Collection
 from proxy.config import ProxyConfig
 from proxy.diagnose.nat import NatTimeout
 from proxy.diagnose.path import PathExam
-from proxy.diagnose.prober import TUN, Prober, probing
+from proxy.diagnose.prober import Prober, device_name, probing
 from proxy.diagnose.result import HOST, Result, finding, skipped
 from proxy.errors import DeviceError
 from proxy.mptcp.config import MptcpConfig
@@ -25,7 +25,7 @@ async def examine_paths(
     ``running``: a proxy with this configuration runs on the host. ``nat_seconds``: how long a
     silent connection shall live; None: as long as the keep-alive needs. Raises ConfigError.
     """
-    name = TUN if running else config.tun.name
+    name = device_name(config, running)
     for one in firewall.findings(ProbeSetup.table, name):
         text = f"{one.what}, so that no uplink can be tested"
         if not running:

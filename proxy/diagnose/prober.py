@@ -25,6 +25,7 @@ from proxy.engine.stack import Application, Stack
 from proxy.mptcp.config import MptcpConfig
 from proxy.net.setup import ProbeSetup
 from proxy.net.uplinks import Uplink
+from proxy.pm.base import factory as path_manager
 from proxy.relay.attempt import Answer, Attempt
 from proxy.relay.trials import TrialPort
 from proxy.relay.uplink_table import endpoint_of, uplinks_of
@@ -37,6 +38,12 @@ from proxy.wire.address import Address
 TUN = "mptcp-probe"
 """The device while a proxy runs; without one it has the name of the proxy's, which the rules of a
 firewall may know."""
+
+
+def device_name(config: ProxyConfig, running: bool) -> str:
+    """What the device is to be called while the proxy of ``config`` is ``running``, or not."""
+    return TUN if running else config.tun.name
+
 
 _PREFIXES = (
     (IPv4Network("198.18.94.0/24"), IPv6Network("fd6d:7074:6372::/64")),
@@ -146,6 +153,14 @@ class Talk:
         self._prober.runtime.turn()
         return data
 
+    def take(self) -> int:
+        """Drop what has come; how many bytes that was."""
+        count = len(self.receive(0))
+        while chunks := self.stream.receive(1 << 20):
+            count += sum(map(len, chunks))
+        self._prober.runtime.turn()
+        return count
+
     def close(self) -> None:
         """Reset it."""
         self._prober.drop(self)
@@ -184,17 +199,20 @@ class Prober:
         early: bool = True,
         patience: float = 4.0,
         challenge: bytes = b"",
+        bond: frozenset[str] = frozenset(),
         **settings: Any,
     ) -> Talk:
         """Ask the gateway for a service (None: only for an answer) and wait for what it says.
 
         ``early``: in the SYN, else after the handshake. ``settings``: of ``MptcpConfig``. With a
-        ``challenge`` of one's own making the gateway tells the time.
+        ``challenge`` of one's own making the gateway tells the time. ``bond``: names of uplinks
+        that the connection may be joined on.
         """
         health = self._health[uplink.name]
         while True:
             answering = challenge or health.challenge_at(time.monotonic())
             talk = self._connect(health, port, early, answering, settings)
+            talk.stream.use_uplinks(bond)
             self.runtime.turn()
             await talk.until(talk.is_decided, patience)
             wanted = b"" if talk.reply is None else talk.reply.challenge
@@ -269,6 +287,7 @@ async def probing(config: ProxyConfig, name: str) -> AsyncIterator[Prober]:
         try:
             setup.apply()
             stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), _mptcp(config))
+            stack.path_manager = path_manager("kernel")
             runtime = Runtime(asyncio.get_running_loop(), device, stack)
             prober = Prober(settings, runtime, setup.uplinks)
             runtime.start(prober)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.lab.conftest import needs_boxes
-from tests.lab.daemons import COMMAND, ROOT, Boxes, edit
+from tests.lab.daemons import Boxes, edit
 from tests.lab.link import LinkSpec
 from tests.lab.middlebox import MPTCP, NAT_PATTERN, Middlebox
-from tests.lab.namespaces import Namespace
 from tests.lab.topology import Topology, topology
 from tests.lab.waiting import wait_for
 
@@ -231,7 +229,8 @@ FIREWALL = """table inet strict {
 
 
 def test_an_interrupted_doctor_leaves_nothing(boxes: Boxes) -> None:
-    process = start(boxes.lab.proxy, boxes, "--nat-timeout", "600")
+    argv = ["doctor", "-c", str(boxes.proxy.config_file), "--nat-timeout", "600"]
+    process = boxes.proxy.start_command(*argv)
     try:
         wait_for(lambda: "mptcp-proxy" in boxes.lab.proxy.run("ip", "link").stdout, "its TUN")
         process.send_signal(signal.SIGINT)
@@ -239,13 +238,6 @@ def test_an_interrupted_doctor_leaves_nothing(boxes: Boxes) -> None:
     finally:
         process.kill()
         process.wait()
-
-
-def start(namespace: Namespace, boxes: Boxes, *options: str) -> subprocess.Popen[bytes]:
-    argv = boxes.proxy._private(
-        str(COMMAND), "doctor", "-c", str(boxes.proxy.config_file), *options
-    )
-    return namespace.start(*argv, stdout=subprocess.DEVNULL, stderr=None, cwd=ROOT)
 
 
 def test_of_a_gateway_the_host_is_looked_at(boxes: Boxes) -> None:

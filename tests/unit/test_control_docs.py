@@ -11,7 +11,7 @@ from proxy.control.schema import EVENTS
 from tests.unit.test_control_commands import Plane
 
 TEXT = (Path(__file__).parents[2] / "docs" / "control.md").read_text()
-LOCAL = {"run", "check", "doctor", "keygen", "completion"}  # these ask no daemon
+LOCAL = {"run", "check", "doctor", "bench", "keygen", "completion"}  # these ask no daemon
 
 
 def first_cells(title: str) -> set[str]:
