@@ -7,10 +7,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from proxy.errors import ConfigError, MptcpProxyError
+from proxy.version import software_version
 
 EXIT_FAILURE = 1  # something went wrong while running
 EXIT_USAGE = 2  # the command line or the configuration is wrong
@@ -26,7 +26,6 @@ _COMMANDS = (
     "ss",
     "conn",
     "why",
-    "trace",
     "reload",
     "rule",
     "endpoint",
@@ -59,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         "a gateway on a public host.",
         epilog=_EPILOG,
     )
-    parser.add_argument("--version", action="version", version=f"mptcp-proxy {_version()}")
+    parser.add_argument("--version", action="version", version=f"mptcp-proxy {software_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in _COMMANDS:
         importlib.import_module(f"proxy.cli.{name}").add_parser(commands)
@@ -105,10 +104,3 @@ def report(message: str) -> None:
     """One line on stderr, with what could disturb a terminal or a log replaced."""
     line = "".join(char if char.isprintable() else " " for char in message)
     print(f"mptcp-proxy: error: {line}", file=sys.stderr)
-
-
-def _version() -> str:
-    try:
-        return version("mptcp-proxy")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,12 +127,22 @@ def _describe_common(settings: config.ProxyConfig | config.GatewayConfig) -> lis
         f"{tun.prefix6}",
         f"  control socket {settings.control.socket}",
     ]
+    if settings.metrics.listen is not None:
+        lines += _describe_metrics(*settings.metrics.listen)
     if settings.workers > 1:
         lines.append(f"  {settings.workers} workers share the work")
     for name, values in (("tcp", settings.tcp), ("mptcp", settings.mptcp)):
         if values:
             pairs = ", ".join(f"{key} = {value}" for key, value in values.items())
             lines.append(f"  {name}: {pairs}")
+    return lines
+
+
+def _describe_metrics(host: str, port: int) -> list[str]:
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    lines = [f"  metrics for Prometheus at http://{place}/metrics"]
+    if not ip_address(host).is_loopback:
+        lines.append("    whoever can reach that sees who in the LAN moves how much")
     return lines
 
 

@@ -8,6 +8,7 @@ from proxy.config.common import RUNTIME_DIRECTORY, ControlConfig, LogConfig, Set
 from proxy.config.engine import MPTCP_KEYS, TCP_KEYS
 from proxy.config.gateway import ClientConfig, EgressConfig, GatewayConfig, ListenConfig
 from proxy.config.load import load, parse
+from proxy.config.metrics import MetricsConfig
 from proxy.config.proxy import (
     MAX_UPLINKS,
     GatewayPeer,
@@ -34,6 +35,7 @@ __all__ = [
     "LanConfig",
     "ListenConfig",
     "LogConfig",
+    "MetricsConfig",
     "ProxyConfig",
     "RuleConfig",
     "Settings",

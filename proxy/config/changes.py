@@ -15,8 +15,8 @@ C = TypeVar("C", ProxyConfig, GatewayConfig)
 
 # Fields that can change at run time; what is not listed needs a restart.
 _LIVE = {
-    "proxy": ("lan", "uplinks", "gateway", "rules", "tcp", "mptcp", "log"),
-    "gateway": ("clients", "egress", "tcp", "mptcp", "log"),
+    "proxy": ("lan", "uplinks", "gateway", "rules", "tcp", "mptcp", "log", "metrics"),
+    "gateway": ("clients", "egress", "tcp", "mptcp", "log", "metrics"),
 }
 _TABLES = {"uplinks": "uplink", "clients": "client", "rules": "rule"}
 _KEYS = {"sources": "from", "secret": "secret_file", "previous_secrets": "secret_file"}

@@ -23,6 +23,7 @@ from proxy.config.common import (
     refuse_special,
 )
 from proxy.config.engine import read_mptcp, read_tcp
+from proxy.config.metrics import MetricsConfig, read_metrics
 from proxy.errors import ConfigError
 from proxy.toml_table import IpNetwork, Table, parse_address
 
@@ -86,6 +87,7 @@ class GatewayConfig:
     tcp: Settings = field(default_factory=dict)
     mptcp: Settings = field(default_factory=dict)
     log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     workers: int = 1
     source: Path | None = None
     role: Literal["gateway"] = "gateway"
@@ -119,6 +121,7 @@ def read_gateway(root: Table, source: Path) -> GatewayConfig:
         tcp=read_tcp(root),
         mptcp=read_mptcp(root),
         log=read_log(root),
+        metrics=read_metrics(root),
         workers=read_workers(root),
         source=source,
     )

@@ -12,7 +12,7 @@ from proxy.config.proxy import ProxyConfig, read_proxy
 from proxy.errors import ConfigError
 from proxy.toml_table import Table
 
-_COMMON = ("role", "workers", "tun", "control", "tcp", "mptcp", "log")
+_COMMON = ("role", "workers", "tun", "control", "tcp", "mptcp", "log", "metrics")
 ROLE_KEYS = {
     "proxy": (*_COMMON, "lan", "uplink", "gateway", "rule"),
     "gateway": (*_COMMON, "listen", "client", "egress"),

@@ -24,6 +24,7 @@ from proxy.config.common import (
     read_workers,
 )
 from proxy.config.engine import read_mptcp, read_tcp
+from proxy.config.metrics import MetricsConfig, read_metrics
 from proxy.config.rule import RuleConfig, read_rules
 from proxy.errors import ConfigError
 from proxy.toml_table import Table, is_interface
@@ -90,6 +91,7 @@ class ProxyConfig:
     tcp: Settings = field(default_factory=dict)
     mptcp: Settings = field(default_factory=dict)
     log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     workers: int = 1
     rules: tuple[RuleConfig, ...] = ()
     source: Path | None = None
@@ -122,6 +124,7 @@ def read_proxy(root: Table, source: Path) -> ProxyConfig:
         tcp=read_tcp(root),
         mptcp=read_mptcp(root),
         log=read_log(root),
+        metrics=read_metrics(root),
         workers=read_workers(root),
         rules=read_rules(root, [uplink.name for uplink in uplinks]),
         source=source,

@@ -5,11 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from proxy.engine.counters import GAUGES
+
 
 def add_counters(total: dict[str, int], counters: Mapping[str, int]) -> None:
     """Adds ``counters`` to ``total``."""
     for name, count in counters.items():
         total[name] = total.get(name, 0) + count
+
+
+class Gone:
+    """What workers had counted that have ended, as far as they were ever asked."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, int] = {}
+        self.uplinks: dict[str, tuple[int, int]] = {}
+        """Bytes sent and received by uplink."""
+
+    def add(self, last: Mapping[str, Any]) -> None:
+        """A worker has ended; ``last``: counters and uplinks as it told them last."""
+        counted = last.get("counters", {})
+        add_counters(self.counters, {n: counted[n] for n in counted if n not in GAUGES})
+        for uplink in last.get("uplinks", ()):
+            sent, received = self.uplinks.get(uplink["name"], (0, 0))
+            self.uplinks[uplink["name"]] = (
+                sent + uplink["bytes_sent"],
+                received + uplink["bytes_received"],
+            )
 
 
 def merged_status(
@@ -24,8 +46,8 @@ def merged_status(
     for part in parts:
         add_counters(status["counters"], part["counters"])
     status["uplinks"] = [
-        _uplink([part["uplinks"][position] for part in parts], gone)
-        for position in range(min(len(part["uplinks"]) for part in parts))
+        _uplink([u for part in parts for u in part["uplinks"] if u["name"] == name], gone)
+        for name in [uplink["name"] for uplink in parts[0]["uplinks"]]
     ]
     return status
 

@@ -30,6 +30,19 @@ _STATE_NAMES = {
 
 def proxy_status(relay: LanRelay, now: float, waits_for: Sequence[str] = ()) -> Status:
     """The status of the home role; ``waits_for`` are LAN interfaces that are not there."""
+    status = proxy_summary(relay, now, waits_for)
+    status["connections"] = [
+        _on_its_way(
+            _connection(flow, flow.far, relay_source(flow.near), relay_target(flow.near), now),
+            treatment,
+        )
+        for flow, treatment in relay.flows.items()
+    ]
+    return status
+
+
+def proxy_summary(relay: LanRelay, now: float, waits_for: Sequence[str] = ()) -> Status:
+    """As ``proxy_status``, without its connections."""
     subflows = [subflow for subflow in relay.stack.demux if isinstance(subflow, Subflow)]
     status: Status = {
         "role": "proxy",
@@ -37,13 +50,7 @@ def proxy_status(relay: LanRelay, now: float, waits_for: Sequence[str] = ()) -> 
         "uptime": now - relay.started,
         "gateway": str(relay.gateway),
         "uplinks": [_uplink(relay, uplink, subflows, now) for uplink in relay.uplinks],
-        "connections": [
-            _on_its_way(
-                _connection(flow, flow.far, relay_source(flow.near), relay_target(flow.near), now),
-                treatment,
-            )
-            for flow, treatment in relay.flows.items()
-        ],
+        "connections": [],
         "gateway_reachable": relay.watch.reachable,
         "counters": dict(relay.stack.counters),
     }
@@ -61,18 +68,23 @@ def _on_its_way(status: ConnectionStatus, treatment: Treatment) -> ConnectionSta
 
 def gateway_status(relay: GatewayRelay, now: float) -> Status:
     """The status of the far role."""
-    connections = []
+    status = gateway_summary(relay, now)
     for flow, client in relay.flows.items():
         source = relay_target(flow.near, remote=True)
-        status = _connection(flow, flow.near, source, str(flow.far.peer), now)  # type: ignore[attr-defined]
-        status["client"] = client
-        connections.append(status)
+        connection = _connection(flow, flow.near, source, str(flow.far.peer), now)  # type: ignore[attr-defined]
+        connection["client"] = client
+        status["connections"].append(connection)
+    return status
+
+
+def gateway_summary(relay: GatewayRelay, now: float) -> Status:
+    """As ``gateway_status``, without its connections."""
     return {
         "role": "gateway",
         "pid": os.getpid(),
         "uptime": now - relay.started,
         "uplinks": [],
-        "connections": connections,
+        "connections": [],
         "counters": dict(relay.stack.counters),
     }
 

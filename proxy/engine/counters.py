@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+GAUGES = frozenset({"MPTcpExtMPCurrEstab"})
+"""What says how many there are now, not how often something happened."""
+
 
 class CounterTable(dict[str, int]):
     """A mapping from name to count; a name that was never counted reads as 0."""

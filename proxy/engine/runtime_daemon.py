@@ -32,6 +32,7 @@ from proxy.engine.stack import Stack
 from proxy.net.setup import GatewaySetup, HostSetup
 from proxy.tcp.config import TcpConfig
 from proxy.tun.device import TunDevice
+from proxy.web.server import MetricsServer
 
 Setup = HostSetup | GatewaySetup
 
@@ -96,7 +97,8 @@ async def _serve_on(
         set_log_level(changes)
         role.reconfigure(changes.config, host)
 
-    reloader = Reloader(config, load, setup, follower, apply)
+    metrics = MetricsServer(role.reading().report)
+    reloader = Reloader(config, load, setup, follower, apply, metrics)
     loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
     commands = {**role.commands(), "reload": reloader.command}
     _add_bypassed(commands, setup)
@@ -109,11 +111,13 @@ async def _serve_on(
     )
     try:
         await control.start()
+        await metrics.configure(config.metrics)
         settle_memory()
         _announce_ready(config, setup)
         await _until(stopping, runtime.failed)
         return 0
     finally:
+        await metrics.stop()
         await control.stop()
         await follower.stop()
         runtime.stop()
@@ -128,7 +132,8 @@ async def _supervise(
     loop = asyncio.get_running_loop()
     supervisor = Supervisor(loop, config, device, HostState.of(setup))
     follower = Follower(loop, HostWatch(setup, supervisor.follow))
-    reloader = Reloader(config, load, setup, follower, supervisor.reconfigure)
+    metrics = MetricsServer(supervisor.reports.report)
+    reloader = Reloader(config, load, setup, follower, supervisor.reconfigure, metrics)
     loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
     commands: dict[str, Command] = {
         **supervisor.commands.commands(),
@@ -145,10 +150,12 @@ async def _supervise(
     try:
         await supervisor.start()
         await control.start()
+        await metrics.configure(config.metrics)
         _announce_ready(config, setup)
         await _until(stopping, supervisor.failed)
         return 0
     finally:
+        await metrics.stop()
         await control.stop()
         await follower.stop()
         await supervisor.stop()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
-from proxy.config import Changes, Config, GatewayConfig, ProxyConfig, compare
+from proxy.config import Changes, Config, GatewayConfig, MetricsConfig, ProxyConfig, compare
 from proxy.control import notify
 from proxy.control.fields import CommandError, Request
 from proxy.convert.auth import keys_of
@@ -24,6 +25,14 @@ Apply = Callable[[Changes, HostState], Awaitable[None]]
 """Makes the connections go by a configuration, on a host that was set up for it."""
 
 
+class Metrics(Protocol):
+    """What listens for Prometheus."""
+
+    async def configure(self, config: MetricsConfig) -> None:
+        """Go by ``config``; DeviceError if that cannot be, and then all is as it was."""
+        ...
+
+
 class Reloader:
     """One reload at a time, and none while the set-up follows a change of the host."""
 
@@ -34,12 +43,14 @@ class Reloader:
         setup: HostSetup | GatewaySetup,
         follower: Follower,
         apply: Apply,
+        metrics: Metrics,
     ) -> None:
         self._config = config
         self._load = load
         self._setup = setup
         self._follower = follower
         self._apply = apply
+        self._metrics = metrics
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def reload(self) -> Changes:
@@ -50,8 +61,7 @@ class Reloader:
             async with self._follower.lock:
                 new = await loop.run_in_executor(None, self._load)
                 changes = compare(self._config, new)
-                host = await loop.run_in_executor(None, self._prepare, changes.config)
-                await self._apply(changes, host)
+                await self._take_over(changes)
                 self._config = changes.config
         finally:
             notify.ready()
@@ -75,6 +85,16 @@ class Reloader:
             raise CommandError("EIO", self._refusal(error)) from error
         _log(changes)
         return {"changed": list(changes.changed), "needs-restart": list(changes.need_restart)}
+
+    async def _take_over(self, changes: Changes) -> None:
+        loop = asyncio.get_running_loop()
+        await self._metrics.configure(changes.config.metrics)
+        try:
+            host = await loop.run_in_executor(None, self._prepare, changes.config)
+            await self._apply(changes, host)
+        except MptcpProxyError:
+            await self._metrics.configure(self._config.metrics)
+            raise
 
     def _prepare(self, config: Config) -> HostState:
         if isinstance(config, GatewayConfig):

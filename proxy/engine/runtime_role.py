@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.config import MAX_UPLINKS, Changes, Config, GatewayConfig, ProxyConfig, Settings
 from proxy.control.capture import LAN_INTERFACE, StackCapture
+from proxy.control.metrics import Reading
 from proxy.control.plane import ControlPlane
 from proxy.control.rules import RuleCommands
 from proxy.control.server import Command
-from proxy.control.status import gateway_status, proxy_status
+from proxy.control.status import gateway_status, gateway_summary, proxy_status, proxy_summary
 from proxy.engine.runtime import Runtime
 from proxy.engine.stack import Stack
 from proxy.mptcp.config import MptcpConfig
@@ -24,6 +25,7 @@ from proxy.pm.base import Endpoint
 from proxy.relay.flow import Flow
 from proxy.relay.gateway import GatewayRelay
 from proxy.relay.lan import LanRelay
+from proxy.relay.usage import Meters
 from proxy.tcp.config import TcpConfig
 from proxy.wire.address import Address
 
@@ -99,6 +101,19 @@ class Role(ABC):
         runtime = self._runtime
         return StackCapture(runtime.stack, runtime.tap, self._interfaces, self._other_interface)
 
+    def reading(self) -> Reading:
+        """What this process has counted, for whoever asks."""
+        return Reading(self._meters, self._summary, time.monotonic)
+
+    @property
+    @abstractmethod
+    def _meters(self) -> Meters:
+        """Those of the relay."""
+
+    @abstractmethod
+    def _summary(self) -> Any:
+        """The ``Status`` without connections."""
+
     @property
     @abstractmethod
     def _other_interface(self) -> str:
@@ -160,6 +175,13 @@ class ProxyRole(Role):
         """The ``Status``."""
         return proxy_status(self._relay, time.monotonic(), self._host.waits_for)
 
+    @property
+    def _meters(self) -> Meters:
+        return self._relay.meters
+
+    def _summary(self) -> Any:
+        return proxy_summary(self._relay, time.monotonic(), self._host.waits_for)
+
     def follow(self, host: HostState) -> None:
         """See ``Role``."""
         self._host = host
@@ -201,6 +223,13 @@ class GatewayRole(Role):
     def status(self) -> Any:
         """The ``Status``."""
         return gateway_status(self._relay, time.monotonic())
+
+    @property
+    def _meters(self) -> Meters:
+        return self._relay.meters
+
+    def _summary(self) -> Any:
+        return gateway_summary(self._relay, time.monotonic())
 
     def follow(self, host: HostState) -> None:
         """See ``Role``."""

@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.config import Changes, GatewayConfig, ProxyConfig
+from proxy.config.gateway import MAX_CLIENTS
 from proxy.control.capture import WorkerCapture
+from proxy.control.worker_metrics import WorkerReports
 from proxy.control.workers import WorkerCommands, WorkerEvents, WorkerLink
 from proxy.engine.runtime_channel import make_pair
 from proxy.engine.runtime_role import HostState, set_log_level
 from proxy.engine.runtime_worker import EXIT_NO_DEVICE, Boot, encode
 from proxy.errors import DeviceError, MptcpProxyError
 from proxy.mptcp.keys import TokenShare
+from proxy.relay.usage import MAX_HOSTS
 from proxy.tun.device import TunDevice
 
 log = logging.getLogger(__name__)
@@ -71,6 +74,12 @@ class Supervisor:
         self.events.links = self._links
         self.capture = WorkerCapture(self._links)
         self.commands = WorkerCommands(config.role, config.workers, self._links)
+        self.reports = WorkerReports(
+            config.role,
+            MAX_HOSTS if isinstance(config, ProxyConfig) else MAX_CLIENTS,
+            self._links,
+            lambda: {"WorkerRestarts": self.commands.restarts},
+        )
         self._loop = loop
         self._config = config
         self._secret = secrets.token_bytes(32)
@@ -202,6 +211,7 @@ class Supervisor:
             _words(status),
         )
         self.commands.ended(place.index)
+        self.reports.ended(place.index)
         place.runs += 1
         place.forgot_until = time.time()
         lasted = time.monotonic() - link.started

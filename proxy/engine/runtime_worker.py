@@ -23,6 +23,7 @@ import uvloop
 from proxy.config import Changes, GatewayConfig, ProxyConfig
 from proxy.control.capture import peer_commands
 from proxy.control.fields import Request
+from proxy.control.metrics import COMMAND as METRICS
 from proxy.control.server import ControlServer
 from proxy.engine.handover import Handover
 from proxy.engine.runtime import Device, Runtime, settle_memory
@@ -197,6 +198,7 @@ async def _serve(boot: Boot) -> int:
         "worker-open": open_,
         "worker-follow": follow,
         "worker-reload": reload,
+        METRICS: role.reading().command,
     }
     capture = peer_commands(role.capture())
     control = ControlServer(Path(), role.status, commands, role.plane.events, capture)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.config import GatewayConfig
+from proxy.config.gateway import MAX_CLIENTS
 from proxy.convert.auth import Door, Request, Unauthorised, keys_of
 from proxy.convert.destination import DestinationPolicy
 from proxy.convert.guests import GuestBook, NoMessage
@@ -31,6 +32,7 @@ from proxy.relay.admission import Admission, Place
 from proxy.relay.flow import ByteStream, Flow, FlowNumbers
 from proxy.relay.shared import Asked, share_nonces
 from proxy.relay.trials import Trials, TrialStream
+from proxy.relay.usage import Meters
 from proxy.seg import Segment
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
@@ -143,6 +145,7 @@ class GatewayRelay:
         self.config = config
         self.stack = stack
         self.flows: dict[Flow, str] = {}
+        self.meters = Meters(MAX_CLIENTS)
         self.policy = DestinationPolicy(
             config.egress, config.listen.port, own_addresses=config.listen.addresses
         )
@@ -399,6 +402,7 @@ class GatewayRelay:
         self._owners[client] = flow
         self._owners[server] = flow
         self.flows[flow] = reception.request.client
+        self.meters.begin(flow, reception.request.client)
         self._places[flow] = reception.place
         if reception.rest:
             server.send(reception.rest)
@@ -422,6 +426,7 @@ class GatewayRelay:
         client = self.flows.pop(flow, None)
         if client is not None and isinstance(flow.far, TrialStream):
             self._trials.leave(client)
+        self.meters.end(flow)
         place = self._places.pop(flow, None)
         if place is not None:
             place.leave()

@@ -28,11 +28,12 @@ from proxy.relay.shared import share_uplinks
 from proxy.relay.treatment import Treatment
 from proxy.relay.uplink_table import UplinkTable
 from proxy.relay.uplinks import HostUplink, UplinkHealth
+from proxy.relay.usage import MAX_HOSTS, Meters
 from proxy.seg import Segment
 from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
-from proxy.wire.address import Address
+from proxy.wire.address import Address, format_ip
 from proxy.wire.icmp import Unreachable
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class LanRelay:
         for uplink in config.uplinks:
             self._limit(uplink)
         self.flows: dict[Flow, Treatment] = {}
+        self.meters = Meters(MAX_HOSTS)
         self.rules = RuleBook(config.rules)
         self.watch = GatewayWatch(self, now)
         self.wall_clock = wall_clock
@@ -259,6 +261,7 @@ class LanRelay:
         via = "direct" if opening.direct else "gateway"
         treatment = self.flows[flow] = Treatment(opening.rule, via, self.table.metered)
         treatment.begin(flow)
+        self.meters.begin(flow, format_ip(opening.syn.src))
         flow.on_mark = treatment.on_mark
         for chunk in opening.early:
             attempt.stream.send(chunk)
@@ -338,6 +341,7 @@ class LanRelay:
         self.disown(flow.near)
         self.disown(flow.far)
         self.flows.pop(flow, None)
+        self.meters.end(flow)
 
     def _hear_hold_off(self, fields: dict[str, float]) -> None:
         self._closed_until = max(self._closed_until, fields["until"])

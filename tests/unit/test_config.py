@@ -153,6 +153,14 @@ def test_optional_tables_are_read(home: Path) -> None:
     assert loaded.log.level == "debug"
 
 
+@pytest.mark.parametrize("text", ["127.0.0.1:9180", "[2001:db8::1]:65535"])
+def test_where_metrics_are_served(home: Path, text: str) -> None:
+    found = load_proxy(home, PROXY + f'[metrics]\nlisten = "{text}"\n').metrics.listen
+    assert found is not None
+    assert f"[{found[0]}]:{found[1]}".replace("[127.0.0.1]", "127.0.0.1") == text
+    assert load_proxy(home).metrics.listen is None
+
+
 def test_every_setting_is_one_of_the_engine(home: Path) -> None:
     lines = ["[tcp]"]
     for field in dataclasses.fields(TcpConfig):
@@ -251,6 +259,14 @@ def test_what_is_wrong_in_a_proxy_is_named_by_its_path(
         ("[mptcp]\nscheduler = ''", "mptcp.scheduler: must be the name of a policy"),
         ('[log]\nlevel = "trace"', 'log.level: "trace" is not one of "debug", '),
         ("log = 3", "gateway.log: unknown key"),
+        ("[metrics]", "metrics.listen: missing key"),
+        ('[metrics]\nlisten = "9180"', "metrics.listen: must be an IP address and a port"),
+        ('[metrics]\nlisten = "localhost:9180"', "metrics.listen: must be an IP"),
+        ('[metrics]\nlisten = "::1:9180"', "metrics.listen: must be an IP"),
+        ('[metrics]\nlisten = "[127.0.0.1]:9180"', "metrics.listen: must be an IP"),
+        ('[metrics]\nlisten = "[fe80::1%lan0]:9180"', "metrics.listen: must be an IP"),
+        ('[metrics]\nlisten = "127.0.0.1:0"', "metrics.listen: must be an IP"),
+        ('[metrics]\nlisten = "127.0.0.1:+80"', "metrics.listen: must be an IP"),
     ],
 )
 def test_what_is_wrong_in_optional_tables_is_named(home: Path, added: str, message: str) -> None:

@@ -77,6 +77,7 @@ def slots(configuration: config.Config) -> dict[str, int]:
         ('ecn = "on"', "", ["tcp.ecn"]),
         ('[tcp]\necn = "on"', '[mptcp]\nscheduler = "blest"', ["mptcp.scheduler", "tcp.ecn"]),
         ("[tcp]", '[log]\nlevel = "debug"\n[tcp]', ["log.level"]),
+        ("[tcp]", '[metrics]\nlisten = "[::1]:9180"\n[tcp]', ["metrics.listen"]),
         ('"lan0"', '"lan0", "lan1"', ["lan.interfaces"]),
         ("203.0.113.10", "203.0.113.11", ["gateway.address"]),
     ],

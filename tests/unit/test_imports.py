@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "proxy"
 
 # From the bottom up; what stands on one line may know each other.
 LAYERS = (
-    ("errors", "toml_table", "secret_file"),
+    ("errors", "toml_table", "secret_file", "version"),
     ("config",),
     (
         "_seg",
@@ -31,6 +31,7 @@ LAYERS = (
     ("relay",),
     ("tun", "net"),
     ("control",),
+    ("web",),
     (
         "engine.runtime",
         "engine.runtime_channel",
@@ -65,6 +66,7 @@ EDGE = (
     "net",
     "control",
     "diagnose",
+    "web",
     "cli",
     "__main__",
     "config",
