@@ -44,7 +44,8 @@ install -D -m 644 deploy/systemd/mptcp-proxy.sysusers "$stage/usr/lib/sysusers.d
 install -D -m 644 deploy/systemd/mptcp-proxy.modules-load "$stage/usr/lib/modules-load.d/mptcp-proxy.conf"
 install -m 644 LICENSE "$stage/usr/share/doc/mptcp-proxy/copyright"
 install -m 644 docs/*.md CHANGELOG.md "$stage/usr/share/doc/mptcp-proxy"
-install -m 644 deploy/*.example deploy/homes/*.toml "$stage/usr/share/doc/mptcp-proxy/examples"
+install -m 644 deploy/*.example deploy/homes/*.toml deploy/prometheus/*.yml deploy/grafana/*.json \
+    "$stage/usr/share/doc/mptcp-proxy/examples"
 
 install -d "$stage/DEBIAN"
 install -m 755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm "$stage/DEBIAN"
