@@ -26,6 +26,7 @@ _COMMANDS = (
     "ss",
     "conn",
     "why",
+    "trace",
     "reload",
     "rule",
     "endpoint",

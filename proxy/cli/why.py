@@ -60,7 +60,7 @@ def add_parser(commands: Subcommands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Asks once, or before and after the time to watch."""
-    which = _which(options.connection)
+    which = connection(options.connection)
     if options.watch is not None and not 0.0 < options.watch <= 3600.0:
         raise UsageError("--watch: more than 0 and at most 3600 seconds")
     with asking(options) as client:
@@ -76,8 +76,8 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _which(text: str) -> dict[str, object]:
-    # An id is a number, a token has eight hexadecimal digits.
+def connection(text: str) -> dict[str, object]:
+    """What names it to the daemon: an id is a number, a token has eight hexadecimal digits."""
     if re.fullmatch(r"(?:0x)?[0-9a-fA-F]{8}", text):
         return {"token": text}
     if text.isascii() and text.isdigit():

@@ -11,6 +11,7 @@ from proxy.control.fields import Request
 from proxy.control.server import Command
 from proxy.control.sockets import SocketCommands
 from proxy.control.sysctls import Sysctls
+from proxy.control.trace import TraceCommands
 from proxy.control.uplinks import UplinkCommands
 from proxy.control.userspace import UserspaceCommands
 from proxy.pm.base import Endpoint
@@ -48,6 +49,7 @@ class ControlPlane:
         self._userspace = UserspaceCommands(stack, clock, own)
         self._sockets = SocketCommands(flows, status, clock)
         self._uplinks = UplinkCommands(stack)
+        self._trace = TraceCommands(stack, flows, clock)
         self._sysctls = Sysctls(stack, manager, self._use)
 
     def use_manager(self, name: str) -> None:
@@ -75,6 +77,9 @@ class ControlPlane:
             "sockets": self._sockets.sockets,
             "connection": self._sockets.connection,
             "why": self._sockets.why,
+            "trace-start": self._trace.start,
+            "trace-stop": self._trace.stop,
+            "trace-dump": self._trace.dump,
         }
         return {name: self._turning(command) for name, command in table.items()}
 

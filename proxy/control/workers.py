@@ -15,6 +15,7 @@ from proxy.control.capture import PACKET_LINE
 from proxy.control.events import Deliver, EventHub
 from proxy.control.fields import CommandError, Request, token
 from proxy.control.merge import Gone, add_counters, merged_status
+from proxy.control.trace import cursors
 from proxy.control.uplinks import megabits
 from proxy.errors import MptcpProxyError
 from proxy.relay.flow import worker_of
@@ -182,6 +183,7 @@ class WorkerCommands:
         self._limits: dict[str, float] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._gone = Gone()
+        self._traces: Request | None = None  # what began the trace that is running
 
     def commands(self) -> dict[str, Callable[[Request], Awaitable[object]]]:
         """By name, for ``ControlServer``."""
@@ -191,6 +193,9 @@ class WorkerCommands:
             "sockets": self._sockets,
             "connection": self._connection,
             "why": lambda r: (self._of_token if "token" in r else self._connection)(r),
+            "trace-start": self._trace_start,
+            "trace-stop": self._trace_stop,
+            "trace-dump": self._trace_dump,
             "sysctl": self._sysctl,
             "uplink-limit": self._uplink_limit,
             "get-addr": lambda r: self._of_token(r) if "token" in r else self._ask_one(r),
@@ -212,6 +217,8 @@ class WorkerCommands:
             await link.request({"command": "sysctl", "name": name, "value": value})
         for uplink, rate in self._limits.items():
             await link.request({"command": "uplink-limit", "uplink": uplink, "up": rate})
+        if self._traces is not None and not _of_one(self._traces):
+            await link.request(self._traces)
 
     def ended(self, index: int) -> None:
         """What a worker counted that has ended stays in the sums, as far as it was ever asked."""
@@ -281,6 +288,52 @@ class WorkerCommands:
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             return await self._ask_one(request)  # who refuses it in the words of a single process
         return await self._ask(worker_of(number, self._count), request)
+
+    async def _trace_start(self, request: Request) -> object:
+        async with self.lock:
+            if self._traces is not None:
+                raise CommandError("EBUSY", "a trace is running already: trace stop ends it")
+            if "conn" in request:
+                result = await self._connection(request)
+            elif "token" in request:
+                result = await self._of_token(request)
+            else:
+                result = await self._tell_all(request)
+            self._traces = _fields(request)
+        return result
+
+    async def _trace_stop(self, request: Request) -> object:
+        async with self.lock:
+            if self._traces is None:
+                raise CommandError("EINVAL", "no trace is running: trace start begins one")
+            self._traces = None
+            events = 0
+            for link in self._links():
+                try:
+                    events += (await link.request(_fields(request)))["events"]
+                except MptcpProxyError as error:
+                    log.debug("%s", error)  # it has ended, or traced nothing
+        return {"events": events}
+
+    async def _trace_dump(self, request: Request) -> object:
+        """A page of each worker's, in the order of time."""
+        before = cursors(request, self._count)
+        after = list(before)
+        events: list[Any] = []
+        lost, more = 0, False
+        for link in self._links():
+            try:
+                page = await link.request({"command": "trace-dump", "cursor": [before[link.index]]})
+            except WorkerError as error:
+                log.debug("%s", error)  # what it had recorded is gone
+                continue
+            (after[link.index],) = page["cursor"]
+            events += page["events"]
+            lost += page["lost"]
+            more = more or page["more"]
+        events.sort(key=lambda event: float(event["time"]))
+        tracing = self._traces is not None
+        return {"events": events, "cursor": after, "lost": lost, "more": more, "tracing": tracing}
 
     async def _of_token(self, request: Request) -> object:
         return await self._ask(token(request) % self._count, request)
@@ -363,6 +416,11 @@ async def _settings_of(link: WorkerLink) -> list[Request]:
         *({"command": "add-addr", "addr": endpoint["addr"]} for endpoint in endpoints),
         {"command": "set-limits", **limits},
     ]
+
+
+def _of_one(request: Request) -> bool:
+    """Whether it concerns one connection, whose worker alone was asked."""
+    return "conn" in request or "token" in request
 
 
 def _fields(request: Request) -> dict[str, Any]:

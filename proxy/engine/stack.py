@@ -22,6 +22,7 @@ from proxy.mptcp.connection import MptcpConnection
 from proxy.mptcp.keepalive import KeepaliveBudget
 from proxy.mptcp.keys import ALL_TOKENS, TokenShare
 from proxy.mptcp.subflow import Subflow
+from proxy.mptcp.trace import Trace
 from proxy.pm.base import Endpoint, PathManager
 from proxy.pm.base import factory as path_manager_factory
 from proxy.seg import Segment, build_header, parse
@@ -101,6 +102,7 @@ class Stack:
         # Bytes sent and received by the subflows of each uplink that are gone.
         self.limits: dict[str, RateLimit] = {}
         self.retired: dict[str, tuple[int, int]] = {}
+        self.trace: Trace | None = None
         self.listener: Listener | None = None
         self.demux = Demux()
         self.timers = Timers()

@@ -26,6 +26,7 @@ from proxy.wire.mptcp_options import MpCapable, parse_option
 
 if TYPE_CHECKING:
     from proxy.engine.stack import Application, Stack
+    from proxy.mptcp.trace import Trace
     from proxy.tcp.host import Packet
 
 _PERIOD = 64.0  # seconds; a cookie is good in its period and the next
@@ -133,6 +134,7 @@ class _Scratch:
         self.public_addresses = stack.public_addresses
         self.path_manager = stack.path_manager
         self.limits = stack.limits
+        self.trace: Trace | None = None
         self.packets: list[Packet] = []
 
     def transmit(self, packet: Packet) -> None:

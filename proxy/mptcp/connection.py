@@ -10,7 +10,6 @@ from proxy.mptcp import keys
 from proxy.mptcp.connection_core import INFINITE
 from proxy.mptcp.fallback import FallingBack
 from proxy.mptcp.notes import Fallback
-from proxy.sched.base import create as create_scheduler
 from proxy.tcp.chronograph import Limited
 from proxy.tcp.events import Event, Failure
 from proxy.tcp.states import State
@@ -266,7 +265,7 @@ class MptcpConnection(FallingBack):
 
     def set_scheduler(self, name: str) -> None:
         """Replace the packet scheduler; ConfigError for an unknown name."""
-        self.scheduler = create_scheduler(name)
+        self.use_scheduler(name)
         self.host.wake(self)
 
     # -- closing (§3.3.3) -----------------------------------------------------------------------

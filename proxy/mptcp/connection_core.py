@@ -197,7 +197,7 @@ class ConnectionCore:
         self.tx = DataSender()
         self.tx.start(self.local_key.idsn)
         self.rx = DataReceiver(config.receive_buffer, config.receive_buffer_max, self.host.memory)
-        self.scheduler: Scheduler = create_scheduler(self.config.scheduler)
+        self.use_scheduler(self.config.scheduler)
         self.pending = 0
         self.window_left = 0
         self.backlogged = False
@@ -208,6 +208,18 @@ class ConnectionCore:
         self._told = False
         self.receivable = 0
         self.eof = False
+
+    def use_scheduler(self, name: str) -> None:
+        """A scheduler of its own, seen through the trace if there is one; ConfigError: no such."""
+        scheduler = create_scheduler(name)
+        trace = self.host.trace
+        self.scheduler: Scheduler = scheduler if trace is None else trace.wrap(self, scheduler)
+
+    def trace(self, event: str, subflow: SubflowCore, now: float, **fields: object) -> None:
+        """Something rare happened to a subflow: write it if somebody traces."""
+        trace = self.host.trace
+        if trace is not None:
+            trace.write_subflow(event, self, subflow, now, fields)
 
     def next_subflow_id(self) -> int:
         """A number for a new subflow, from 1 (``subflow_id`` of the kernel)."""

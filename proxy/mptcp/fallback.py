@@ -57,13 +57,13 @@ class FallingBack(Paths):
 
     def fall_back_at_handshake(self, subflow: Subflow, reason: str, now: float) -> None:
         """The peer or the path does not take part in MPTCP."""
-        self._become_plain(subflow, Fallback.AT_HANDSHAKE, reason)
+        self._become_plain(subflow, Fallback.AT_HANDSHAKE, reason, now)
         self.on_plain_acked(subflow, now)  # TCP's ACK counts from now on, also what it said before
         self._take_earlier_fin(subflow, now)
 
     def fall_back(self, subflow: Subflow, reason: str, now: float) -> None:
         """MPTCP ends in the middle of the stream; nothing is lost."""
-        self._become_plain(subflow, Fallback.INFINITE_MAPPING, reason)
+        self._become_plain(subflow, Fallback.INFINITE_MAPPING, reason, now)
         held, self._held = self._held, None
         self._fail_at = INFINITE if held is None else now + _GAP_PAUSE
         # Without a checksum to wait for, what was collected of a mapping counts as it is.
@@ -78,7 +78,7 @@ class FallingBack(Paths):
         if subflow.fin_received and not self.rx.finished:
             self._finish_receiving(now)
 
-    def _become_plain(self, subflow: Subflow, kind: Fallback, reason: str) -> None:
+    def _become_plain(self, subflow: Subflow, kind: Fallback, reason: str, now: float) -> None:
         if self.fallback is not Fallback.NONE:
             return
         self.fallback = kind
@@ -94,6 +94,7 @@ class FallingBack(Paths):
             if other is not subflow:
                 other.doom(REASON_MIDDLEBOX)
         self._forget_token()
+        self.trace("fallback", subflow, now, reason=reason)
         self.note(Note(Event.FALLBACK, subflow.local, subflow.remote, text=reason))
         self.host.wake(self)
 

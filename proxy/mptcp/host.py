@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from proxy.mptcp.connection import MptcpConnection
     from proxy.mptcp.keepalive import KeepaliveBudget
     from proxy.mptcp.keys import TokenShare
+    from proxy.mptcp.trace import Trace
     from proxy.pm.base import Endpoint, PathManager
     from proxy.seg import Segment
     from proxy.tcp.connection import TcpConnection
@@ -39,6 +40,8 @@ class MptcpHost(Host, Protocol):
     """By which address the peer knows one of ours, where a NAT of this host stands between."""
     limits: dict[str, RateLimit]
     """By uplink: the rate that all subflows which leave by it share."""
+    trace: Trace | None
+    """Where decisions are written while somebody traces."""
     path_manager: Callable[[], PathManager]
     """Makes the path manager of one new connection."""
 

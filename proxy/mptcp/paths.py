@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from proxy.cc.coupling import Coupling
 from proxy.mptcp import keys
 from proxy.mptcp.connection_core import INFINITE, congestion_config
-from proxy.mptcp.notes import Fallback, Note
+from proxy.mptcp.notes import Again, Fallback, Note
 from proxy.mptcp.receiving import Receiving
 from proxy.mptcp.signals import Signals
 from proxy.mptcp.subflow import Subflow
@@ -143,6 +144,7 @@ class Paths(Receiving):
         subflow.leave_by(uplink)
         subflow.local_nonce = keys.nonce(self.host.rng)
         self.host.counters.add("MPTcpExtMPJoinSynTx")
+        self.trace("subflow-opening", subflow, now)
         subflow.connect(now)
         return subflow
 
@@ -252,6 +254,7 @@ class Paths(Receiving):
             self._life_at = INFINITE
         self.contiguous = False
         self._usable = None
+        self.trace("subflow-established", subflow, now)
         self.note(Note(Event.SUBFLOW_ESTABLISHED, subflow.local, subflow.remote, subflow.remote_id))
         if self.tx.fin_sent and not self.tx.fin_acked:
             subflow.fin_due = True
@@ -288,12 +291,13 @@ class Paths(Receiving):
         if not subflow.fully_established or subflow.state in _OPENING:
             return
         self._usable = None
+        self.trace("timeout", subflow, now, count=subflow.rto_count)
         others = [s for s in self.usable_subflows() if s is not subflow and not s.rto_count]
         if not others:
             if self.tx.limited is not Limited.SILENCE:
                 self.tx.turn(Limited.SILENCE, now)
             return
-        self.reinject_all(subflow)
+        self.reinject_all(subflow, Again.TIMEOUT)
         limit = self.config.stale_loss_cnt
         if not subflow.stale and 0 < limit <= max(subflow.rto_count, 1):
             subflow.stale = True
@@ -301,11 +305,13 @@ class Paths(Receiving):
             subflow.probe_soon(now)
             self._usable = None
             self.host.counters.add("MPTcpExtSubflowStale")
+            self.trace("subflow-stale", subflow, now, reason=Again.TIMEOUT.value)
 
     def lose_path(self, subflow: Subflow, now: float) -> None:
         """The link or the address behind ``subflow`` is gone: its data goes over others at once."""
         if self.fallback is Fallback.NONE and not subflow.stale:
-            self.reinject_all(subflow)
+            self.reinject_all(subflow, Again.PATH_LOST)
+            self.trace("subflow-stale", subflow, now, reason=Again.PATH_LOST.value)
             subflow.stale = True
             subflow.turn(Limited.SILENCE, now)
             subflow.rto_backoff_cap = self.config.rto_backoff_cap
@@ -318,6 +324,7 @@ class Paths(Receiving):
         subflow.turn(Limited.NOTHING, now)
         subflow.rto_backoff_cap = None
         self._usable = None
+        self.trace("subflow-recovered", subflow, now)
         self.host.counters.add("MPTcpExtSubflowRecover")
         self._relieve(subflow, now)
         self.host.wake(self)
@@ -355,7 +362,7 @@ class Paths(Receiving):
         """Close one subflow, whoever wants it."""
         if subflow.closing or subflow.doomed:
             return
-        self.reinject_all(subflow)
+        self.reinject_all(subflow, Again.CLOSING)
         subflow.closing = True
         self._usable = None
         if subflow.stale or not subflow.fully_established or subflow.state in _OPENING:
@@ -388,7 +395,7 @@ class Paths(Receiving):
         """A subflow that we ended ourselves: forget it, and tell the path manager."""
         if subflow.state is not State.CLOSED:
             subflow.discard(now)
-        self.reinject_all(subflow)
+        self.reinject_all(subflow, Again.GONE)
         self.on_subflow_gone(subflow, now, failed=True)
 
     def on_subflow_fin(self, subflow: Subflow, now: float) -> None:
@@ -420,6 +427,7 @@ class Paths(Receiving):
         if subflow not in self.subflows:
             return
         self.subflows.remove(subflow)
+        self.trace("subflow-gone", subflow, now, **_end_of(subflow, failed))
         subflow.congestion.release()
         subflow.detached = True
         if subflow.due and subflow.state is not State.CLOSED:
@@ -524,6 +532,7 @@ class Paths(Receiving):
         """MP_PRIO (RFC 8684 §3.3.8)."""
         if self.fallback is Fallback.NONE:
             self.signals.set_backup(subflow, backup)
+            self.trace("priority", subflow, now, backup=backup)
             self.host.wake(self)
 
     def valid_add_addr(self, options: tuple[MptcpOption, ...]) -> bool:
@@ -532,6 +541,17 @@ class Paths(Receiving):
             isinstance(option, AddAddr) and not option.echo and self.signals.valid(option)
             for option in options
         )
+
+
+def _end_of(subflow: Subflow, failed: bool) -> dict[str, object]:
+    """What a trace says of it."""
+    error = None if subflow.error is None else errno.errorcode.get(subflow.error.errno)
+    return {
+        "failed": failed,
+        "error": error,
+        "reset-reason": subflow.reset_reason if subflow.reset_reason >= 0 else None,
+        "by-peer": subflow.reset_by_peer,
+    }
 
 
 def _join_of(syn: Segment) -> MpJoinSyn | None:

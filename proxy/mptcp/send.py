@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.mptcp.send_buffer import SendBuffer
 
 if TYPE_CHECKING:
+    from proxy.mptcp.notes import Again
     from proxy.mptcp.subflow import Subflow
 
 MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -22,6 +23,7 @@ class Reinjection(NamedTuple):
     start: int
     end: int
     exclude: Subflow | None
+    reason: Again
 
 
 class DataSender(SendBuffer):
@@ -64,9 +66,9 @@ class DataSender(SendBuffer):
         near = self.una
         return near + ((dsn - self._idsn1 - near + _HALF64) & MASK64) - _HALF64
 
-    def queue_again(self, start: int, end: int, exclude: Subflow | None) -> None:
+    def queue_again(self, start: int, end: int, exclude: Subflow | None, reason: Again) -> None:
         """Ask for bytes to be sent again, in the order of the stream."""
-        insort(self.reinject, Reinjection(start, end, exclude), key=_start)
+        insort(self.reinject, Reinjection(start, end, exclude, reason), key=_start)
 
     def next_again(self) -> Reinjection | None:
         """The first bytes to send again that are still not DATA_ACKed."""

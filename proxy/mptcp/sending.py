@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.mptcp.connection_core import INFINITE, ConnectionCore
-from proxy.mptcp.notes import Fallback
+from proxy.mptcp.notes import Again, Fallback
 from proxy.seg import dss_checksum, dss_option
 from proxy.tcp.chronograph import Limited
 from proxy.tcp.events import Event
@@ -193,7 +193,8 @@ class Sending(ConnectionCore):
                     continue
                 if fast.bytes_in_flight < fast.cwnd >> 1:
                     head.reinjected = True
-                    tx.queue_again(head.offset, head.offset + head.length, subflow)
+                    end = head.offset + head.length
+                    tx.queue_again(head.offset, end, subflow, Again.WINDOW_BLOCKED)
                     self._pump_again(now)
                 return
         elif tx.una == tx.nxt and self._rtx_at == INFINITE:
@@ -258,8 +259,8 @@ class Sending(ConnectionCore):
             for mapping in subflow.mappings.unacked(tx.una):
                 if mapping.sent_at > late and not mapping.reinjected:
                     mapping.reinjected = True
-                    start = max(mapping.offset, tx.una)
-                    tx.queue_again(start, mapping.offset + mapping.length, subflow)
+                    start, end = max(mapping.offset, tx.una), mapping.offset + mapping.length
+                    tx.queue_again(start, end, subflow, Again.TAIL)
         if tx.reinject:
             self._pump_again(now)
 
@@ -313,7 +314,7 @@ class Sending(ConnectionCore):
         # still nothing came back here: send all of the rest over, without waiting for its RTO.
         head = subflow.mappings.first(self.tx.una)
         if head is None or not head.reinjected:
-            self.reinject_all(subflow)
+            self.reinject_all(subflow, Again.SILENT)
 
     def _tell_writable(self) -> None:
         if self.send_room() > 0 and not self._blocked:
@@ -351,14 +352,14 @@ class Sending(ConnectionCore):
 
     # -- sending again ------------------------------------------------------------------------
 
-    def reinject_all(self, subflow: Subflow) -> None:
+    def reinject_all(self, subflow: Subflow, reason: Again) -> None:
         """Everything sent on ``subflow`` and not DATA_ACKed goes to the others at once."""
         tx = self.tx
         for mapping in subflow.mappings.unacked(tx.una):
             if not mapping.reinjected:
                 mapping.reinjected = True
                 start = max(mapping.offset, tx.una)
-                tx.queue_again(start, mapping.offset + mapping.length, subflow)
+                tx.queue_again(start, mapping.offset + mapping.length, subflow, reason)
         if tx.reinject:
             self.host.wake(self)
 
@@ -380,7 +381,7 @@ class Sending(ConnectionCore):
             end = mapping.offset + mapping.length
             if end > tx.una:
                 mapping.reinjected = True
-                tx.queue_again(max(mapping.offset, tx.una), end, subflow)
+                tx.queue_again(max(mapping.offset, tx.una), end, subflow, Again.LOSS)
         if tx.reinject:
             self.host.wake(self)
 
@@ -394,10 +395,11 @@ class Sending(ConnectionCore):
         if head is None or len(self.usable_subflows()) < 2:
             return
         subflow.suspect = True
+        self.trace("tail-probe", subflow, now)
         if not head.reinjected:
             head.reinjected = True
-            start = max(head.offset, self.tx.una)
-            self.tx.queue_again(start, head.offset + head.length, subflow)
+            start, end = max(head.offset, self.tx.una), head.offset + head.length
+            self.tx.queue_again(start, end, subflow, Again.TAIL_PROBE)
             self.host.wake(self)
 
     def _restart_rtx(self, now: float) -> None:
@@ -493,7 +495,7 @@ class Sending(ConnectionCore):
             self.host.wake(self)
             return
         end = tx.una + 1460 if head is None else head.offset + head.length
-        tx.queue_again(tx.una, min(end, tx.nxt), None)
+        tx.queue_again(tx.una, min(end, tx.nxt), None, Again.NO_DATA_ACK)
         self.host.wake(self)
 
     def _stripped(self, subflow: Subflow, now: float) -> bool:

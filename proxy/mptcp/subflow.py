@@ -7,6 +7,7 @@ import errno
 from proxy.errors import CodecError
 from proxy.mptcp import keys
 from proxy.mptcp.mapping import MASK, MAX_PENDING, RxMapping, insert_pending
+from proxy.mptcp.notes import Again
 from proxy.mptcp.subflow_core import SubflowCore
 from proxy.seg import DSS_ACK, DSS_FIN, DSS_MAP, Segment, dss_checksum, predict_subflow
 from proxy.tcp.events import Failure
@@ -362,6 +363,7 @@ class Subflow(SubflowCore):
         elif isinstance(option, MpPrio):
             self.counters.add("MPTcpExtMPPrioRx")
             self.peer_backup = option.backup
+            conn.trace("peer-priority", self, now, backup=option.backup)
             conn.path_manager.on_priority(conn, self, now)
         elif isinstance(option, MpFail):
             conn.on_fail(self, option.dsn, now)
@@ -638,7 +640,7 @@ class Subflow(SubflowCore):
 
     def _mappings_to_others(self, now: float) -> None:
         if self.mptcp:
-            self.conn.reinject_all(self)
+            self.conn.reinject_all(self, Again.GONE)
 
     # -- for the connection -------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ class BackupScheduler(Scheduler):
 
     __slots__ = ()
     name = "backup"
+    policy = "the first that works"
+    waits = "the first that works is full"
 
     def get_send(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:
         """None while the chosen one has no room."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import ClassVar, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from proxy.errors import ConfigError
 
@@ -61,8 +61,12 @@ class Scheduler:
     """
 
     __slots__ = ()
-    name: ClassVar[str] = ""
-    duplicates: ClassVar[bool] = False
+    name: str = ""
+    policy: str = "the scheduler's choice"
+    """Why one with room is chosen before others, in words, for traces."""
+    waits: str = "the scheduler waits"
+    """Why none is chosen though one has room, likewise."""
+    duplicates: bool = False
     """True: what one subflow got is also sent on all others that have room."""
 
     def get_send(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:

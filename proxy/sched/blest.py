@@ -21,6 +21,8 @@ class BlestScheduler(Scheduler):
 
     __slots__ = ("_lambda", "_next_change")
     name = "blest"
+    policy = "the shortest round trip of those with room"
+    waits = "the window would run short for a faster one"
 
     def __init__(self) -> None:
         self._lambda = _LEAST

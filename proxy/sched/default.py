@@ -23,6 +23,8 @@ class DefaultScheduler(Scheduler):
 
     __slots__ = ("_waiting",)
     name = "default"
+    policy = "the shortest round trip of those with room"
+    waits = "a faster one is sooner done with it, or needs what is left of the window"
 
     def __init__(self) -> None:
         self._waiting = False

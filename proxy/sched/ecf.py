@@ -18,6 +18,8 @@ class EcfScheduler(Scheduler):
 
     __slots__ = ("_waiting",)
     name = "ecf"
+    policy = "the shortest round trip of those with room"
+    waits = "a faster one is sooner done with it"
 
     def __init__(self) -> None:
         self._waiting = False

@@ -17,6 +17,8 @@ class OverflowScheduler(Scheduler):
 
     __slots__ = ()
     name = "overflow"
+    policy = "the first uplink with room"
+    waits = "the uplink before it still grows"
 
     def get_send(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:
         """None while one that has room to grow is waited for."""

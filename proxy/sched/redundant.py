@@ -12,6 +12,7 @@ class RedundantScheduler(Scheduler):
 
     __slots__ = ()
     name = "redundant"
+    policy = "the shortest round trip of those with room; the others get copies"
     duplicates = True
 
     def get_send(self, conn: ConnectionView, subflows: Sequence[S], now: float) -> S | None:

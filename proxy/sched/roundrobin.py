@@ -12,6 +12,7 @@ class RoundRobinScheduler(Scheduler):
 
     __slots__ = ("_turn",)
     name = "roundrobin"
+    policy = "its turn"
 
     def __init__(self) -> None:
         self._turn = 0

@@ -22,6 +22,7 @@ class WeightedScheduler(DefaultScheduler):
 
     __slots__ = ("_credit",)
     name = "weighted"
+    policy = "the shortest round trip of those with room and a share left"
 
     def __init__(self) -> None:
         super().__init__()

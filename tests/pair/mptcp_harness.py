@@ -19,6 +19,7 @@ from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
 from proxy.mptcp.keepalive import KeepaliveBudget
 from proxy.mptcp.keys import ALL_TOKENS
+from proxy.mptcp.trace import Trace
 from proxy.pm.base import Endpoint, factory
 from proxy.seg import Segment, build_header, gro_merge, parse
 from proxy.tcp.config import TcpConfig
@@ -65,11 +66,17 @@ class MptcpTestHost(TestHost):
         self.token_share = ALL_TOKENS
         self.tokens: dict[int, MptcpConnection] = {}
         self.keepalives = KeepaliveBudget()
+        self.trace: Trace | None = None
         self.blackhole = Blackhole(self.mptcp_config.blackhole_timeout, self.counters)
         self.path_manager = factory(path_manager)
         self.local_addresses = list(endpoints)
         self.public_addresses: dict[bytes, bytes] = {}
         self._ports = 40000
+
+    @property
+    def demux(self) -> list[TcpConnection]:
+        """As ``Stack.demux`` is gone through."""
+        return list(self.connections.values())
 
     def register(self, connection: TcpConnection) -> None:
         self.connections[connection.key] = connection

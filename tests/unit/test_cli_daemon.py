@@ -220,6 +220,48 @@ def test_why_says_it_in_a_sentence_and_then_in_detail(run: Run, plane: Plane) ->
     assert "--watch" in run("why 1 --watch 0", status=2)
 
 
+def test_a_trace_is_printed_as_json_lines(run: Run, plane: Plane) -> None:
+    assert run("trace start 1 --size 2") == (
+        f"recording connection {plane.token}: trace dump shows the events, 2 MB at most\n"
+    )
+    plane.pair.client.send(bytes(5000))
+    plane.wait()
+    lines = [json.loads(line) for line in run("trace dump").splitlines()]
+    assert sum(line["bytes"] for line in lines if line["event"] == "send") == 5000
+    assert run("trace stop") == (
+        f"{len(lines)} events were recorded: trace dump shows the newest\n"
+    )
+    assert len(run("trace dump").splitlines()) == len(lines)
+    assert "trace start begins one" in run("trace stop", status=1)
+    for words in ("trace", "trace sideways", "trace dump 1", "trace stop --size 1"):
+        assert run(words, status=2)
+    assert "recording all connections" in run("trace start")
+
+
+def test_a_trace_is_followed_and_ended_with_its_reader(
+    run: Run, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            plane.pair.client.send(bytes(5000))
+            plane.wait()
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("proxy.cli.trace.time.sleep", sleep)
+    lines = [json.loads(line) for line in run("trace -f").splitlines()]
+    assert sum(line["bytes"] for line in lines if line["event"] == "send") == 5000
+    assert run("trace stop", status=1), "it has ended what it began"
+    run("trace start")
+    looks = 2
+    run("trace -f")
+    assert "events were recorded" in run("trace stop"), "it leaves alone what others began"
+
+
 def test_events_are_printed_as_ip_mptcp_monitor_prints_them() -> None:
     event: dict[str, Any] = {
         "event": "sub-closed", "time": 0.5, "token": "0a1b2c3d", "loc-id": 2, "rem-id": 0,
@@ -272,6 +314,7 @@ def test_without_a_daemon_there_is_an_exit_status_of_its_own(
         "sysctl",
         "conn 1 show",
         "why 1",
+        "trace dump",
     ):
         assert main(words.split()) == 3
         assert "mptcp-proxy run" in capsys.readouterr().err
@@ -294,7 +337,7 @@ def test_with_two_daemons_one_must_be_chosen(
 @pytest.mark.parametrize(
     "words",
     ["endpoint add", "endpoint change", "endpoint", "limits set", "monitor", "nstat", "ss",
-     "sysctl", "conn", "why"],
+     "sysctl", "conn", "why", "trace"],
 )  # fmt: skip
 def test_each_has_help(capsys: pytest.CaptureFixture[str], words: str) -> None:
     with pytest.raises(SystemExit) as leave:

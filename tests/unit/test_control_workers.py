@@ -38,6 +38,9 @@ class Worker:
         names = ("connection", "why", "announce", "sysctl", "add-addr", "flush-addrs", "set-limits")
         commands: dict[str, Command] = dict.fromkeys(names, self._answer)
         commands["counters"] = lambda request: {"TCPOutRsts": 1 + index, f"Only{index}": 1}
+        commands["trace-start"] = self._answer
+        commands["trace-stop"] = lambda request: {"events": 1 + index}
+        commands["trace-dump"] = self._dump
         commands["sockets"] = lambda request: [{"id": 1 + index}]
         commands["get-addr"] = lambda request: self.endpoints
         commands["get-limits"] = lambda request: {"subflows": 2, "rcv-add-addrs": 0}
@@ -48,6 +51,13 @@ class Worker:
         if request.get("value") == "wrong":
             raise CommandError("EINVAL", "it is wrong")
         return {"worker": self.index}
+
+    def _dump(self, request: Request) -> object:
+        cursor = request["cursor"]
+        assert isinstance(cursor, list)
+        (at,) = cursor
+        events = [{"time": float(10 * at + self.index), "worker": self.index}]
+        return {"events": events, "cursor": [at + 1], "lost": 1, "more": at < self.index}
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -152,6 +162,50 @@ async def test_why_is_asked_for_at_the_worker_of_a_number_or_a_token(
 ) -> None:
     assert await client.request("why", conn=2) == {"worker": 1}
     assert await client.request("why", token="0000000a") == {"worker": 0}
+
+
+async def test_a_trace_is_of_all_workers_with_a_cursor_for_each(
+    daemon: Daemon, client: AsyncControlClient
+) -> None:
+    await client.request("trace-start", size=2)
+    assert daemon.asked() == [["trace-start"], ["trace-start"]]
+    with pytest.raises(ControlError, match="running already") as caught:
+        await client.request("trace-start")
+    assert caught.value.errno_name == "EBUSY"
+    page = await client.request("trace-dump")
+    assert [event["worker"] for event in page["events"]] == [0, 1]
+    assert (page["cursor"], page["lost"], page["more"], page["tracing"]) == ([1, 1], 2, True, True)
+    page = await client.request("trace-dump", cursor=[3, 1])
+    assert [event["worker"] for event in page["events"]] == [1, 0], "in the order of time"
+    assert (page["cursor"], page["more"]) == ([4, 2], False)
+    with pytest.raises(ControlError, match="cursor"):
+        await client.request("trace-dump", cursor=[0])
+
+    daemon.lose(1)
+    assert (await client.request("trace-dump"))["cursor"] == [1, 0]
+    daemon.workers[1] = Worker(1)
+    link = await daemon.link(daemon.workers[1])
+    await daemon.commands.restore(link)
+    daemon.links.append(link)
+    assert daemon.workers[1].asked == [{"command": "trace-start", "size": 2}]
+    assert await client.request("trace-stop") == {"events": 3}
+    with pytest.raises(ControlError, match="no trace is running"):
+        await client.request("trace-stop")
+
+
+async def test_a_trace_of_one_connection_is_its_workers(
+    daemon: Daemon, client: AsyncControlClient
+) -> None:
+    await client.request("trace-start", conn=2)
+    assert daemon.asked() == [[], ["trace-start"]]
+    daemon.lose(1)
+    daemon.workers[1] = Worker(1)
+    daemon.links.append(await daemon.link(daemon.workers[1]))
+    await daemon.commands.restore(daemon.links[-1])
+    assert daemon.workers[1].asked == [], "its connection has ended"
+    await client.request("trace-stop")
+    await client.request("trace-start", token="0000000a")
+    assert daemon.asked() == [["trace-start"], []]
 
 
 async def test_a_token_names_its_worker(daemon: Daemon, client: AsyncControlClient) -> None:

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from proxy.mptcp.mapping import MASK, RxMapping, TxMapping, TxMappings, insert_pending
+from proxy.mptcp.notes import Again
 from proxy.mptcp.send import DataSender
 from proxy.mptcp.send_buffer import SendBuffer
 
@@ -106,7 +107,7 @@ def test_reinjections_are_in_the_order_of_the_stream_and_skip_what_was_acknowled
     tx.append(bytes(1000))
     tx.nxt = 1000
     for start in (600, 200, 400):
-        tx.queue_again(start, start + 100, None)
+        tx.queue_again(start, start + 100, None, Again.TIMEOUT)
     tx.release(250)
     first = tx.next_again()
     assert first is not None
