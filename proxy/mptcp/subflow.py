@@ -10,6 +10,7 @@ from proxy.mptcp.mapping import MASK, MAX_PENDING, RxMapping, insert_pending
 from proxy.mptcp.notes import Again
 from proxy.mptcp.subflow_core import SubflowCore
 from proxy.seg import DSS_ACK, DSS_FIN, DSS_MAP, Segment, dss_checksum, predict_subflow
+from proxy.tcp.chronograph import Limited
 from proxy.tcp.events import Failure
 from proxy.tcp.states import State
 from proxy.wire.mptcp_options import (
@@ -593,6 +594,10 @@ class Subflow(SubflowCore):
     def _on_rto(self, now: float) -> None:
         if self.mptcp:
             self.conn.on_subflow_timeout(self, now)
+            return
+        tx = self.conn.tx
+        if tx.una < tx.nxt and tx.limited is not Limited.SILENCE:
+            tx.turn(Limited.SILENCE, now)
 
     def _on_rst(self, seg: Segment, now: float) -> None:
         # A RST inside the window that does not fit exactly is only challenged, and the answer to

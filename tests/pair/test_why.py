@@ -19,6 +19,7 @@ from proxy.tcp.connection import TcpConnection
 from tests.pair.harness import Pair
 from tests.pair.link import Link
 from tests.pair.mptcp_harness import App, MptcpPair, Path, client_ip, path, payload
+from tests.pair.mptcp_middlebox import strip_mptcp
 
 LARGE = payload(20_000_000)
 
@@ -45,6 +46,11 @@ class Chatty(App):
     def run(self, conn: TcpConnection, now: float) -> None:
         self.data = bytes(1000 * int((now - 1000.0) * 10 + 1))
         super().run(conn, now)
+
+
+def stripping(_path: int, _up: bool, packet: bytes) -> list[bytes]:
+    """A middlebox."""
+    return [strip_mptcp(packet)]
 
 
 def ticking(pair: MptcpPair | Pair, seconds: float, every: float = 0.01) -> None:
@@ -147,8 +153,10 @@ def test_a_path_that_is_silent() -> None:
     assert cli.verdict(cli.since(between, of(pair)))["cause"] == "congestion"
 
 
-def test_the_last_bytes_on_a_silent_path() -> None:
-    pair = MptcpPair(one(), App(payload(1000), close=False), App(close=False))
+@pytest.mark.parametrize("mptcp", [True, False], ids=["mptcp", "after a fall-back"])
+def test_the_last_bytes_on_a_silent_path(mptcp: bool) -> None:
+    apps = App(payload(1000), close=False), App(close=False)
+    pair = MptcpPair(one(), *apps, filter=None if mptcp else stripping)
     pair.run_for(1)
     pair.paths[0].alive = False
     pair.client.send(payload(1000))
