@@ -18,6 +18,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from proxy.config import LanConfig, ProxyConfig, TunConfig
+from proxy.config.proxy import BYTES_PER_MBIT
 from proxy.convert.auth import NONCE_LENGTH, Client, Reply
 from proxy.convert.tlv import Error, ErrorCode
 from proxy.engine.runtime import Runtime
@@ -186,6 +187,8 @@ class Prober:
         self.stack.local_addresses = [
             endpoint_of(self._health[uplink.name]) for uplink in uplinks if self.local_ip(uplink)
         ]
+        for settings in config.uplinks:
+            self.stack.set_limit(settings.name, settings.limit_up * BYTES_PER_MBIT)
 
     def local_ip(self, uplink: Uplink) -> bytes:
         """The engine's address towards the gateway; empty if there is no way out."""

@@ -57,10 +57,9 @@ class Bench:
             for uplink in uplinks:
                 pings.append(await Ping.begin(self._prober, uplink))
             speed.rtt_idle = max([await ping.idle() for ping in pings])
-            for direction in Direction:
-                async with _pinging(pings):
-                    rate = await self._run(speed, direction, uplinks)
-                setattr(speed, direction.value, rate)
+            async with _pinging(pings):
+                speed.down = await self._run(speed, Direction.DOWN, uplinks)
+                speed.up = await self._run(speed, Direction.UP, uplinks)
             speed.rtt_loaded = max((r for ping in pings if (r := ping.loaded())), default=None)
         except TrialError as error:
             speed.error = str(error)

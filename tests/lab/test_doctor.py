@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.lab.conftest import needs_boxes
-from tests.lab.daemons import Boxes, edit
+from tests.lab.daemons import Boxes, differences, edit, snapshot
 from tests.lab.link import LinkSpec
 from tests.lab.middlebox import MPTCP, NAT_PATTERN, Middlebox
 from tests.lab.topology import Topology, topology
@@ -89,6 +89,20 @@ def test_beside_a_running_proxy_it_says_the_same_and_leaves_it_alone(boxes: Boxe
         assert boxes.proxy.status()["pid"] == before
     finally:
         assert boxes.proxy.stop() == 0
+
+
+def test_a_host_that_forwards_nothing_is_left_so(boxes: Boxes) -> None:
+    host = boxes.lab.proxy
+    host.sysctl("net.ipv4.ip_forward", 0)
+    host.sysctl("net.ipv6.conf.all.forwarding", 0)
+    try:
+        before = snapshot(host)
+        status, report = doctor(boxes, "--uplink", CHANGED)
+        assert differences(before, snapshot(host)) == []
+    finally:
+        host.sysctl("net.ipv4.ip_forward", 1)
+        host.sysctl("net.ipv6.conf.all.forwarding", 1)
+    assert (found(report), status) == ({}, 0)
 
 
 MODES = {
@@ -232,7 +246,11 @@ def test_an_interrupted_doctor_leaves_nothing(boxes: Boxes) -> None:
     argv = ["doctor", "-c", str(boxes.proxy.config_file), "--nat-timeout", "600"]
     process = boxes.proxy.start_command(*argv)
     try:
-        wait_for(lambda: "mptcp-proxy" in boxes.lab.proxy.run("ip", "link").stdout, "its TUN")
+        wait_for(
+            lambda: "mptcp-proxy" in boxes.lab.proxy.run("ip", "link").stdout,
+            "its TUN",
+            within=60.0,
+        )
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.lab.conftest import needs_boxes
-from tests.lab.daemons import Boxes
+from tests.lab.daemons import Boxes, edit
 from tests.lab.link import LinkSpec
 from tests.lab.topology import topology
 from tests.lab.waiting import wait_for
@@ -80,6 +80,16 @@ def test_beside_a_running_proxy_one_line_can_be_measured(boxes: Boxes) -> None:
     assert [speed["name"] for speed in told["speeds"]] == ["lte"]
     assert told["lte"]["down"] > 0
     assert told["lte"]["up"] > 0
+
+
+def test_a_limit_of_the_configuration_holds(boxes: Boxes) -> None:
+    limit = 'interface = "u2"\nlimit_up = 2'
+    edit(boxes.proxy, 'interface = "u2"', limit)
+    try:
+        _, told = bench(boxes, "--seconds", "2", "--uplink", "lte")
+    finally:
+        edit(boxes.proxy, limit, 'interface = "u2"')
+    assert 0 < told["lte"]["up"] < 1.2 * 2e6
 
 
 def test_an_interrupted_bench_leaves_nothing(boxes: Boxes) -> None:
