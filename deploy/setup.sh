@@ -12,10 +12,11 @@ runtime_packages="nft:nftables ip:iproute2 cc:gcc"
 test_packages="curl:curl nginx:nginx-light iperf3:iperf3 sshd:openssh-server ssh:openssh-client
 tshark:tshark tcpdump:tcpdump ethtool:ethtool conntrack:conntrack redis-server:redis-server
 psql:postgresql-client"
-# A Docker engine is much to install unasked: the tests with containers are skipped without one,
-# but not in CI.
+# A Docker engine and a browser are much to install unasked: the tests that need them are skipped
+# without, but not in CI.
 container_packages="dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap
 systemd-nspawn:systemd-container"
+browser_packages="chromium-headless-shell:chromium-headless-shell"
 bench_packages="ss-server:shadowsocks-libev socat:socat haproxy:haproxy mptcpize:mptcpize"
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -73,7 +74,7 @@ if [ "${1:-}" != --runtime ]; then
     need "$test_packages"
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
     if [ "${CI:-}" = true ]; then
-        need "$container_packages"
+        need "$container_packages $browser_packages"
         # The package is built for the system's own Python.
         /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
         ls /usr/include/python3.*/Python.h >/dev/null 2>&1 || missing="$missing python3-dev"

@@ -140,7 +140,7 @@ def _describe_common(settings: config.ProxyConfig | config.GatewayConfig) -> lis
 
 def _describe_metrics(host: str, port: int) -> list[str]:
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    lines = [f"  metrics for Prometheus at http://{place}/metrics"]
+    lines = [f"  status page at http://{place}/, metrics for Prometheus at http://{place}/metrics"]
     if not ip_address(host).is_loopback:
         lines.append("    whoever can reach that sees who in the LAN moves how much")
     return lines

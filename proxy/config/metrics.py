@@ -1,4 +1,4 @@
-"""``[metrics]``: where Prometheus may ask."""
+"""``[metrics]``: where Prometheus, and a browser, may ask."""
 
 from __future__ import annotations
 

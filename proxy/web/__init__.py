@@ -1,1 +1,1 @@
-"""What a daemon serves by HTTP: its metrics."""
+"""What a daemon serves by HTTP: its metrics, and a status page."""
