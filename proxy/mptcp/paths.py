@@ -213,12 +213,11 @@ class Paths(Receiving):
         return False
 
     def initial_denied(self, join: MpJoinSyn, syn: Segment) -> bool:
-        """We set flag C, and this join is to our initial address all the same."""
-        return (
-            not self.config.allow_join_initial_addr_port
-            and syn.dst == self.local.ip
-            and syn.dport == self.local.port
-        )
+        """We set flag C, and this join is to our initial address, which we did not announce."""
+        if not self.denies_initial or (syn.dst, syn.dport) != (self.local.ip, self.local.port):
+            return False
+        ip = self.host.public_addresses.get(syn.dst, syn.dst)
+        return not any(e.signal and e.ip == ip for e in self.host.local_addresses)
 
     def _local_id(self, ip: bytes) -> int:
         if ip == self.local.ip:
@@ -500,6 +499,11 @@ class Paths(Receiving):
     def use_uplinks(self, names: frozenset[str]) -> None:
         """Open no subflow on an uplink that is none of ``names``."""
         self._uplinks = names
+
+    @property
+    def denies_initial(self) -> bool:
+        """We set flag C of MP_CAPABLE (RFC 8684 §3.1)."""
+        return not self.config.allow_join_initial_addr_port
 
     @property
     def remote_addresses(self) -> dict[int, Address]:

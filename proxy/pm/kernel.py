@@ -90,21 +90,20 @@ class KernelPathManager(PathManager):
         if address_id == 0 or address_id in accepted:
             return
         self._ready = True  # nobody but the peer can announce
-        denied = conn.remote_denies_initial and conn.limits.add_addr_accepted == 0
-        if not denied and len(accepted) >= conn.limits.add_addr_accepted:
+        if self._elsewhere_only(conn):
+            self._accepted = {address_id} | (self._accepted or set())
+            self._work(conn, now)
             return
+        if len(accepted) >= conn.limits.add_addr_accepted:
+            return
+        # One laminar endpoint that is not in use yet, if there is any (§3.4 of the kernel's
+        # documentation; "fullmesh" wins over it).
         meshed = [e for e in conn.endpoints if e.fullmesh]
-        sources = meshed
-        if not meshed and denied:
-            sources = [e for e in conn.endpoints if e.subflow and not self._used(conn, e)]
-        elif not meshed:
-            # One laminar endpoint that is not in use yet, if there is any (§3.4 of the kernel's
-            # documentation; "fullmesh" wins over it).
-            sources = self._laminar(conn, address)
+        sources = meshed or self._laminar(conn, address)
         opened = False
         for endpoint in sources:
             opened |= self._join(conn, endpoint, address_id, address, now)
-        if not sources and not denied:
+        if not sources:
             opened = self._join(conn, None, address_id, address, now)
         if opened:
             self._accepted = {address_id} | (self._accepted or set())
@@ -205,7 +204,7 @@ class KernelPathManager(PathManager):
                     port = endpoint.port if endpoint.port is not None else conn.local.port
                     conn.announce(Address(endpoint.ip, port), endpoint.id, now)
                     break
-        if conn.remote_denies_initial:
+        if conn.remote_denies_initial and not self._elsewhere_only(conn):
             return
         for endpoint in conn.endpoints:
             if not endpoint.subflow:
@@ -218,8 +217,18 @@ class KernelPathManager(PathManager):
                     self._join(conn, endpoint, remote_id, remote, now)
 
     @staticmethod
-    def _targets(conn: PathConnection, endpoint: Endpoint) -> list[tuple[int, Address]]:
+    def _elsewhere_only(conn: PathConnection) -> bool:
+        """Flag C of the peer (RFC 8684 §3.1), and limits that take no announced address.
+
+        Its endpoints then join what is announced in place of the initial address, as in Linux.
+        """
+        return conn.remote_denies_initial and conn.limits.add_addr_accepted == 0
+
+    def _targets(self, conn: PathConnection, endpoint: Endpoint) -> list[tuple[int, Address]]:
         """The peer's initial address; for ``fullmesh`` also each other one that is in use."""
+        if self._elsewhere_only(conn):
+            announced = conn.remote_addresses
+            return [(i, announced[i]) for i in sorted(self._accepted or ()) if i in announced]
         targets = [(0, conn.remote)]
         if endpoint.fullmesh:
             for subflow in conn.path_subflows:
@@ -237,8 +246,11 @@ class KernelPathManager(PathManager):
 
     def _retry(self, conn: PathConnection, key: tuple[int, int], now: float) -> None:
         local_id, remote_id = key
+        if remote_id == 0 and conn.remote_denies_initial:
+            self._work(conn, now)
+            return
         remote = conn.remote if remote_id == 0 else conn.remote_addresses.get(remote_id)
-        if remote is None or (remote_id == 0 and conn.remote_denies_initial):
+        if remote is None:
             return
         for endpoint in conn.endpoints:
             if self._wire_id(conn, endpoint) == local_id:
@@ -290,7 +302,10 @@ class KernelPathManager(PathManager):
 
     @staticmethod
     def _is_initial(conn: PathConnection, endpoint: Endpoint) -> bool:
-        # What the connection began with needs no announcement (as in the kernel).
+        # What the connection began with needs no announcement (as in the kernel), unless flag C
+        # keeps the peer from joining it where it saw it: a balancer may stand there.
+        if conn.denies_initial:
+            return False
         ip = conn.host.public_addresses.get(conn.local.ip, conn.local.ip)
         return endpoint.ip == ip and endpoint.port in (None, conn.local.port)
 

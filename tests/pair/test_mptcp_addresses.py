@@ -17,7 +17,16 @@ from proxy.seg import build_header, finish_checksum, timestamps_option
 from proxy.tcp.events import Event
 from proxy.wire.address import Address
 from proxy.wire.mptcp_options import AddAddr, MpPrio, RemoveAddr, pad
-from tests.pair.mptcp_harness import SERVER_2, App, MptcpPair, Path, client_ip, path, payload
+from tests.pair.mptcp_harness import (
+    SERVER,
+    SERVER_2,
+    App,
+    MptcpPair,
+    Path,
+    client_ip,
+    path,
+    payload,
+)
 from tests.pair.mptcp_middlebox import drop, flip_option, has_mptcp, when
 
 ADD_ADDR, REMOVE_ADDR = 3, 4
@@ -84,6 +93,20 @@ def test_with_flag_c_announced_addresses_are_joined_instead() -> None:
     joined = [s for s in pair.client.subflows if not s.initial]
     assert {s.remote.ip for s in joined} == {SERVER_2}
     assert all(s.fully_established for s in joined)
+
+
+def test_with_flag_c_the_initial_address_is_joined_where_it_is_announced() -> None:
+    # Behind a balancer that translates: its address is denied, what it translates to is ours.
+    pair = idle(
+        server=MptcpConfig(allow_join_initial_addr_port=False),
+        server_endpoints=(Endpoint(SERVER.ip, 5, signal=True),),
+        server_manager="kernel",
+    )
+    joined = [s for s in pair.client.subflows if not s.initial]
+    assert [(s.remote.ip, s.remote_id, s.fully_established) for s in joined] == [
+        (SERVER.ip, 5, True)
+    ]
+    finish(pair)
 
 
 def test_an_announcement_with_a_wrong_hmac_is_ignored_in_silence() -> None:

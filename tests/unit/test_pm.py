@@ -42,6 +42,7 @@ class Conn:
     local: Address = field(default_factory=lambda: Address(FIRST, 40000))
     remote: Address = REMOTE
     active: bool = True
+    denies_initial: bool = False
     remote_denies_initial: bool = False
     limits: Limits = field(default_factory=lambda: Limits(2, 0))
     remote_addresses: dict[int, Address] = field(default_factory=dict)
@@ -145,9 +146,39 @@ def test_flag_c_of_the_peer_forbids_joins_to_its_initial_address() -> None:
     conn = Conn(Host(endpoints()), remote_denies_initial=True)
     manager = started(conn)
     assert joined(conn) == []
-    other = Address(bytes((203, 0, 113, 2)), 8803)
-    manager.on_addr_announced(conn, 4, other, 1.0)
+    announce_other(conn, manager)
     assert joined(conn) == [(SECOND, 2, 4), (THIRD, 3, 4)]
+
+
+def announce_other(conn: Conn, manager: PathManager) -> None:
+    other = Address(bytes((203, 0, 113, 2)), 8803)
+    conn.remote_addresses[4] = other
+    manager.on_addr_announced(conn, 4, other, 1.0)
+
+
+def test_with_flag_c_a_lost_initial_subflow_is_followed_by_one_to_the_announced_address() -> None:
+    conn = Conn(Host(endpoints(2)), remote_denies_initial=True)
+    manager = started(conn)
+    announce_other(conn, manager)
+    lose(conn, manager, 0, 10.0)
+    manager.on_timer(conn, 11.0)
+    assert [(s.local.ip, s.remote_id) for s in conn.path_subflows] == [(SECOND, 4), (FIRST, 4)]
+
+
+def test_with_flag_c_an_endpoint_that_appears_joins_the_announced_address() -> None:
+    conn = Conn(Host(endpoints(1)), remote_denies_initial=True)
+    manager = started(conn)
+    announce_other(conn, manager)
+    assert joined(conn) == []
+    conn.host.local_addresses.append(endpoints()[1])
+    manager.on_endpoint_added(conn, endpoints()[1], 2.0)
+    assert joined(conn) == [(SECOND, 2, 4)]
+
+
+def test_with_flag_c_of_ours_the_initial_address_is_announced_as_well() -> None:
+    conn = Conn(Host([Endpoint(FIRST, 1, signal=True)]), denies_initial=True)
+    started(conn)
+    assert conn.announced == [1]
 
 
 def test_announcements_go_one_at_a_time() -> None:
