@@ -100,7 +100,10 @@ MODES = {
     ),
     # FB-12
     "strip-later-joined": Mode(
-        Middle(Middlebox(strip=MPTCP), paths=2, trouble=Trouble.BOX), _HURT, _HURT, joins=True
+        Middle(Middlebox(strip=MPTCP), paths=2, trouble=Trouble.BOX),
+        Role(may=("DSSCorruptionReset", *_RESET)),
+        Role(may=("DSSCorruptionReset", *_RESET)),
+        joins=True,
     ),
     # FB-14
     "drop-capable": Mode(
@@ -164,7 +167,13 @@ MODES = {
         Middle(Middlebox(strip=("sack_permitted",)), links=BOTH, paths=2), joins=True
     ),
     # RFC 5961 §3.2: challenged, not believed
-    "rst-inexact": Mode(Middle(Middlebox(rst_after=20, rst_offset=1), paths=2), joins=True),
+    # A subflow that still repairs losses when the connection is closed at data level may be reset.
+    "rst-inexact": Mode(
+        Middle(Middlebox(rst_after=20, rst_offset=1), paths=2),
+        Role(may=("MPRstTx", "MPRstRx")),
+        Role(may=("MPRstTx", "MPRstRx")),
+        joins=True,
+    ),
     # RST-01
     "rst-exact": Mode(
         Middle(Middlebox(rst_after=3), paths=2, trouble=Trouble.BOX), _HURT, _HURT, joins=True
@@ -209,6 +218,14 @@ class OpenCells:
 
 OPEN = (
     OpenCells(
+        "strip-later",
+        (Peer.KERNEL_LISTENS, Peer.KERNEL_CONNECTS),
+        (False, True),
+        (Ending.LOSS,),
+        "seen once, not captured: after both had fallen back Linux 6.18 threw away what TCP had "
+        "delivered (198 NoDSSInWindow), and its application got the stream's end after a gap",
+    ),
+    OpenCells(
         "corrupt",
         (Peer.KERNEL_CONNECTS,),
         (True,),
@@ -220,7 +237,7 @@ OPEN = (
         "corrupt",
         (Peer.KERNEL_LISTENS,),
         (True,),
-        (Ending.LOSS,),
+        (Ending.CLEAN, Ending.LOSS),
         "after the fall-back by MP_FAIL Linux 6.18 may send its FIN before the last bytes that it "
         "was given: its stream ends early",
     ),

