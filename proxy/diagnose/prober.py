@@ -136,8 +136,11 @@ class Talk:
             if left <= 0:
                 return False
             self._changed.clear()
+            # Not wait_for(): before Python 3.12 it loses a cancellation that comes together with
+            # the event, and then Ctrl-C would do nothing.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), min(left, _LOOK_AGAIN))
+                async with asyncio.timeout(min(left, _LOOK_AGAIN)):
+                    await self._changed.wait()
         return True
 
     def send(self, chunk: bytes | memoryview) -> None:
