@@ -32,6 +32,7 @@ from proxy.tcp.events import Event
 from proxy.tcp.host import Packet, Pollable, Rng
 from proxy.tcp.limit import RateLimit
 from proxy.tcp.memory import MemoryBudget
+from proxy.tcp.paced_senders import PacedSenders
 from proxy.tcp.path_mtus import PathMtus
 from proxy.wire import icmp
 from proxy.wire.address import Address
@@ -88,6 +89,7 @@ class Stack:
         """The packet that ``receive`` is at."""
         self.secret = rng.randbytes(16)
         self.path_mtus = PathMtus()
+        self.paced_senders = PacedSenders()
         self.header_prediction = True
         self.tcp_config = tcp_config or TcpConfig()
         self.mptcp_config = mptcp_config or MptcpConfig()

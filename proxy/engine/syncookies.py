@@ -119,6 +119,7 @@ class _Scratch:
         self.rng = stack.rng
         self.secret = stack.secret
         self.path_mtus = stack.path_mtus
+        self.paced_senders = stack.paced_senders
         self.header_prediction = stack.header_prediction
         self.memory = stack.memory
         self.tcp_config = stack.tcp_config

@@ -99,7 +99,7 @@ class ConnectionCore(Timed):
         "_delivered", "_delivered_at", "_rate_sent_at", "delivery_rate", "_bubble_end",
         "_lost_total", "_lost_told",
         # pacing
-        "pacing_rate", "_pace_next", "limit", "_booked",
+        "pacing_rate", "_pace_next", "_paced_period", "limit", "_booked",
         # receiving
         "_received", "_reassembly", "_fin_at", "fin_received", "eof", "receivable",
         "_ack_state", "_ack_options_due", "_unacked_bytes", "_quick_acks", "_rcv_mss", "_dsack",
@@ -231,6 +231,7 @@ class ConnectionCore(Timed):
         self._bubble_end = -1  # what is sent until this much is delivered is app-limited
         self._lost_total = self._lost_told = 0
         self._pace_next = 0.0
+        self._paced_period = 0
         self.limit: RateLimit | None = None  # what it shares with all that use the same uplink
         self._booked = 0  # bytes of it that are taken and not yet sent
         self.rto_count = self._probe_count = self._keepalive_sent = 0

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from proxy.tcp.config import TcpConfig
     from proxy.tcp.events import Event
     from proxy.tcp.memory import MemoryBudget
+    from proxy.tcp.paced_senders import PacedSenders
     from proxy.tcp.path_mtus import PathMtus
 
 Packet = list[Any]
@@ -61,6 +62,8 @@ class Host(Protocol):
     """Whether what is expected is taken by the extension: always, but in tests that compare."""
     path_mtus: PathMtus
     """What was learnt of paths that carry less than the interface."""
+    paced_senders: PacedSenders
+    """How many connections send at a pace."""
 
     @property
     def rng(self) -> Rng: ...

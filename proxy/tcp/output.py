@@ -16,6 +16,7 @@ from proxy.tcp.core import (
     LOSS_TIMER_TLP,
     MASK,
 )
+from proxy.tcp.paced_senders import MIN_BURST
 from proxy.tcp.segments import PACE_SLACK, Segments
 from proxy.tcp.states import State
 from proxy.tcp.transmission import Transmission
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 MAX_PAYLOAD = 65400
 """Largest super-segment: an IP packet of 65535 bytes less the longest headers."""
-PACE_BURST = 0.001
-"""A burst holds this many seconds of the rate (Linux: tcp_tso_autosize, sk_pacing_shift)."""
 BURST_HALF_LIFE = 0.001
 """On paths as short as this a burst may hold half of ``MAX_PAYLOAD`` more, a quarter on paths of
 twice that length, and so on (Linux: tcp_tso_rtt_log, 512 us).
@@ -178,18 +177,19 @@ class Output(Segments):
 
         What a timer that is late has missed leaves at once anyway: then as one super-segment.
         """
+        time = self._burst_time()
         late = now - self._pace_next
-        if late > PACE_BURST:
-            late = PACE_BURST
+        if late > time:
+            late = time
         elif late < 0.0:
             late = 0.0
-        burst = int(rate * (PACE_BURST + late)) if rate else MAX_PAYLOAD
+        burst = int(rate * (time + late)) if rate else MAX_PAYLOAD
         halvings = self.min_rtt / BURST_HALF_LIFE
         if halvings < 6.0:
             burst += MAX_PAYLOAD >> int(halvings)
         limit = self.limit
         if limit is not None and limit.rate:
-            shared = int(limit.rate * PACE_BURST)
+            shared = int(limit.rate * MIN_BURST)
             if shared < burst:
                 burst = shared
         mss = self._effective_mss

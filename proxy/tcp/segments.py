@@ -17,6 +17,7 @@ from proxy.tcp.core import (
     RST,
     ConnectionCore,
 )
+from proxy.tcp.paced_senders import MIN_BURST
 from proxy.wire.tcp_options import sack_option
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ class Segments(ConnectionCore):
         self.host.transmit([header, *tx.chunks])
         rate = self.pacing_rate
         if rate:
-            earliest = now - PACE_SLACK
+            senders = self.host.paced_senders
+            if self._paced_period != senders.period or now >= senders.ends:
+                self._paced_period = senders.add(now)
+            slack = self._burst_time()
+            earliest = now - (slack if slack > PACE_SLACK else PACE_SLACK)
             start = self._pace_next
             self._pace_next = (earliest if start < earliest else start) + length / rate
         limit = self.limit
@@ -86,6 +91,18 @@ class Segments(ConnectionCore):
         self._quick_acks = 0  # data flows our way too: ACKs may ride on it (Linux: pingpong)
         if full_ack:
             self._ack_was_sent()
+
+    def _burst_time(self) -> float:
+        """Seconds of the pacing rate that may leave back to back.
+
+        An eighth of a round trip at most, also where there are many senders: of a queue as long
+        as the path's round trip a sender's burst is no more than that.
+        """
+        time = self.host.paced_senders.burst
+        most = self.srtt * 0.125
+        if time > most:
+            time = most
+        return time if time > MIN_BURST else MIN_BURST
 
     def _advertised_window(self) -> int:
         """Bytes from ``rcv_nxt`` on that this segment promises, a multiple of the window scale.

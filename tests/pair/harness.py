@@ -18,6 +18,7 @@ from proxy.tcp.connection import TcpConnection
 from proxy.tcp.events import Event
 from proxy.tcp.limit import RateLimit
 from proxy.tcp.memory import MemoryBudget
+from proxy.tcp.paced_senders import PacedSenders
 from proxy.tcp.path_mtus import PathMtus
 from proxy.tcp.states import State
 from proxy.wire.address import Address
@@ -43,6 +44,7 @@ class TestHost:
         self.rng = random.Random(seed)
         self.secret = self.rng.randbytes(16)
         self.path_mtus = PathMtus()
+        self.paced_senders = PacedSenders()
         self.limits: dict[str, RateLimit] = {}
         self.header_prediction = True
         self.tcp_config = config or TcpConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,31 @@ def test_bbr_keeps_the_round_trip_within_twice_the_base_in_a_deep_buffer() -> No
         longest = max(longest, pair.server.srtt)
     assert longest < 0.08
     assert goodput(pair.client_app, 1002.0, 1012.0) > 0.9 * 10e6 * 1448 / 1514
+
+
+def test_a_sender_among_many_sends_as_fast_in_bursts_of_an_eighth_of_a_round_trip() -> None:
+    def burst(others: int) -> float:
+        pair = download("bbr", 100e6, 0.03, 1000, 40 * MB)
+        pair.run_for(1.0)
+        assert pair.server is not None
+        before, packets = pair.server.bytes_sent, 0
+        transmit = pair.server_host.transmit
+
+        def count(packet: list[Any]) -> None:
+            nonlocal packets
+            packets += 1
+            transmit(packet)
+
+        pair.server_host.transmit = count  # type: ignore[method-assign]
+        for _ in range(40):
+            for _ in range(others):
+                pair.server_host.paced_senders.add(pair.now)
+            pair.run_for(0.05)
+        assert goodput(pair.client_app, 1001.0, 1003.0) > 0.9 * 100e6 * 1448 / 1514
+        return (pair.server.bytes_sent - before) / packets
+
+    assert 0.0008 < burst(0) / (100e6 / 8) < 0.0012
+    assert 0.8 < burst(1000) / (100e6 / 8) / (0.03 / 8) < 1.1
 
 
 def two_paths(rng: random.Random) -> list[Path]:
