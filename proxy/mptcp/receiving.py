@@ -40,7 +40,7 @@ class Receiving(Sending):
     def _acknowledge(self) -> None:
         for subflow in self.subflows:
             if subflow.fully_established:
-                subflow.request_ack()
+                subflow.acknowledge()
 
     # -- receiving ----------------------------------------------------------------------------
 
@@ -161,11 +161,11 @@ class Receiving(Sending):
         shut = self.rx.edge - self.rx.stream.rcv_nxt < 4096
         last = self._last_rx
         if not shut and last is not None and last.state is _ESTABLISHED and not last.stale:
-            last.request_ack()
+            last.acknowledge()
             return
         for subflow in self.subflows:
             if subflow.fully_established or subflow.initial:
-                subflow.request_ack()
+                subflow.acknowledge()
 
 
 def _last_received(subflow: Subflow) -> float:

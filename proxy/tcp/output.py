@@ -112,6 +112,11 @@ class Output(Segments):
         self._ack_options_due = True
         self._wake()
 
+    def acknowledge(self) -> None:
+        """Send an ACK at the next ``poll``, on its own unless a segment that goes out has it."""
+        self._ack_state = ACK_NOW
+        self._wake()
+
     # -- new data -------------------------------------------------------------------------------
 
     def _send_new(self, now: float) -> None:

@@ -12,6 +12,7 @@ import pytest
 from proxy.mptcp.config import MptcpConfig
 from proxy.mptcp.connection import MptcpConnection
 from proxy.mptcp.notes import Fallback
+from proxy.seg import parse
 from proxy.tcp.config import TcpConfig
 from proxy.tcp.events import Event
 from proxy.tcp.states import State
@@ -30,6 +31,8 @@ from tests.pair.mptcp_middlebox import (
 KB = 1000
 MB = 1_000_000
 FASTCLOSE = 7
+FIN = 1
+MASK = 0xFFFFFFFF
 
 
 def paths(rng: random.Random) -> list[Path]:
@@ -68,6 +71,22 @@ def test_both_ends_close_cleanly_in_any_order(make: Any, first: str, sizes: Any)
     for counters in (pair.counters, pair.server_counters):
         assert counters["TcpOutRsts"] == 0
     pair.check_gone()
+
+
+def test_a_fin_that_has_the_data_ack_needs_no_ack_behind_it() -> None:
+    pair = MptcpPair(one_path, App(payload(10)), App(payload(KB), close=False), log=True)
+    pair.run_for(0.5)
+    pair.server_app.close = True
+    pair._settle()
+    pair.run_for(0.5)
+    assert pair.closed()
+    assert pair.wire_log is not None
+    sent = [(at, up, parse(packet)) for at, _, up, packet in pair.wire_log]
+    fins = [(at, up, seg) for at, up, seg in sent if seg.flags & FIN]
+    assert len(fins) == 2
+    for at, up, fin in fins:
+        behind = [s for t, u, s in sent if (t, u) == (at, up) and s.seq == (fin.seq + 1) & MASK]
+        assert behind == []
 
 
 @pytest.mark.parametrize("client_first", [True, False])
