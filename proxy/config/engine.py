@@ -80,6 +80,7 @@ MPTCP_KEYS: dict[str, _Reader] = {
     "close_timeout": _num(0, 86400),
     "stale_loss_cnt": _int(0, 127),
     "subflow_keepalive": _num(0, 86400),
+    "join_delay": _num(0, 60),
     "syn_retrans_before_tcp_fallback": _int(0, 255),
 }
 

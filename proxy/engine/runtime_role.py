@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
     Setup = HostSetup | GatewaySetup
 
+PROXY_MPTCP = MptcpConfig(join_delay=0.1)
+"""What a proxy goes by unless its file says otherwise: what is over in a moment need not trouble
+all uplinks (RFC 8684 §3.9.2)."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostState:
@@ -272,7 +276,11 @@ def mptcp_settings(config: ProxyConfig | GatewayConfig) -> MptcpConfig:
     """What the stack shall go by at the MPTCP level."""
     # One subflow per uplink; the gateway takes what a proxy with the most uplinks opens.
     subflows = len(config.uplinks) if isinstance(config, ProxyConfig) else MAX_UPLINKS
-    return MptcpConfig(subflows=subflows, **config.mptcp)
+    return replace(_mptcp_defaults(config), subflows=subflows, **config.mptcp)
+
+
+def _mptcp_defaults(config: Config) -> MptcpConfig:
+    return PROXY_MPTCP if isinstance(config, ProxyConfig) else MptcpConfig()
 
 
 def retune(stack: Stack, plane: ControlPlane, old: Config, new: Config) -> None:
@@ -284,7 +292,7 @@ def retune(stack: Stack, plane: ControlPlane, old: Config, new: Config) -> None:
     if "memory" in changes:
         changes["memory"] = stack.memory.limit = stack.token_share.part(changes["memory"])
     stack.tcp_config = replace(stack.tcp_config, **changes)
-    changes = _differing(old.mptcp, new.mptcp, MptcpConfig())
+    changes = _differing(old.mptcp, new.mptcp, _mptcp_defaults(new))
     stack.mptcp_config = replace(stack.mptcp_config, **changes)
     if "blackhole_timeout" in changes:
         stack.blackhole.reset(changes["blackhole_timeout"])

@@ -26,6 +26,8 @@ class MptcpConfig:
     ``time_wait``                       TIME-WAIT of a subflow after a clean close
     ``subflows``                        additional subflows of a connection, both directions counted
     ``add_addr_accepted``               announced addresses that may be joined
+    ``join_delay``                      how long a connection does with its initial subflow, so
+                                        that one that is over by then costs no join; the kernel: 0
     ``max_half_open_joins``             joins that wait for their third ACK (RFC 7430 §4.1)
     ``rto_backoff_cap``                 longest RTO of a stale subflow: it doubles as a probe
     ``early_confirm``                   answer the third ACK at once, so that the peer may join
@@ -46,6 +48,7 @@ class MptcpConfig:
     time_wait: float = 10.0
     subflows: int = 2
     add_addr_accepted: int = 0
+    join_delay: float = 0.0
     max_half_open_joins: int = 3
     rto_backoff_cap: float = 0.5
     early_confirm: bool = True

@@ -194,6 +194,7 @@ class MptcpConnection(FallingBack):
             self.path_manager.on_established(self, now)
             if self.fully_established:
                 self.path_manager.on_fully_established(self, now)
+                self.arm()
         if self.eof or self.tx.fin:
             self._data_done(now)
         self.host.wake(self)

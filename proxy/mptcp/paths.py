@@ -516,6 +516,11 @@ class Paths(Receiving):
         return self._signals is not None and self._signals.announcing
 
     @property
+    def join_delay(self) -> float:
+        """``MptcpConfig.join_delay``; none where it takes several subflows to begin with."""
+        return 0.0 if self.scheduler.duplicates else self.config.join_delay
+
+    @property
     def data_flows(self) -> bool:
         """Whether bytes are under way or were seen a moment ago."""
         if self.tx.una < self.tx.end:

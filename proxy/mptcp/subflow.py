@@ -221,6 +221,7 @@ class Subflow(SubflowCore):
         if self.initial and self.active and self.fully_established and not proven:
             # After the announcement that may have proved it: as in Linux, that is joined first.
             self.conn.path_manager.on_fully_established(self.conn, now)
+            self.conn.arm()
         return not self.doomed
 
     def _is_mapped(self, seq: int) -> bool:

@@ -124,6 +124,11 @@ class PathConnection(Protocol):
         ...
 
     @property
+    def join_delay(self) -> float:
+        """Seconds that it shall do with its initial subflow (RFC 8684 §3.9.2: most are short)."""
+        ...
+
+    @property
     def denies_initial(self) -> bool:
         """We set flag C: the peer must not join where it began."""
         ...

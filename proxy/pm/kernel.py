@@ -28,11 +28,14 @@ class _Retry:
 class KernelPathManager(PathManager):
     """One subflow per ``subflow`` endpoint to the peer's initial address, and what is announced."""
 
-    __slots__ = ("_accepted", "_announced", "_ready", "_refused", "_removed", "_retries")
+    __slots__ = (
+        "_accepted", "_announced", "_join_at", "_ready", "_refused", "_removed", "_retries",
+    )  # fmt: skip
     name = "kernel"
 
     def __init__(self) -> None:
         self._ready = False
+        self._join_at: float | None = None
         # Made when first needed: most connections announce and accept nothing.
         self._announced: set[int] | None = None
         self._accepted: set[int] | None = None
@@ -43,8 +46,10 @@ class KernelPathManager(PathManager):
     # -- events -------------------------------------------------------------------------------
 
     def on_fully_established(self, conn: PathConnection, now: float) -> None:
-        """Announce and join."""
+        """Announce, and join at once or after the delay."""
         self._ready = True
+        if conn.join_delay:
+            self._join_at = now + conn.join_delay
         for endpoint in conn.endpoints:
             if endpoint.ip == conn.local.ip and endpoint.backup:
                 for subflow in conn.path_subflows:
@@ -179,11 +184,17 @@ class KernelPathManager(PathManager):
     def next_timeout(self) -> float | None:
         """The earliest planned attempt."""
         if not self._retries:
-            return None
-        return min((r.at for r in self._retries.values() if r.at is not None), default=None)
+            return self._join_at
+        planned = [r.at for r in self._retries.values() if r.at is not None]
+        if self._join_at is not None:
+            planned.append(self._join_at)
+        return min(planned, default=None)
 
     def on_timer(self, conn: PathConnection, now: float) -> None:
         """Make the attempts that are due."""
+        if self._join_at is not None and now >= self._join_at:
+            self._join_at = None
+            self._work(conn, now)
         if not self._retries:
             return
         for key, retry in list(self._retries.items()):
@@ -204,6 +215,8 @@ class KernelPathManager(PathManager):
                     port = endpoint.port if endpoint.port is not None else conn.local.port
                     conn.announce(Address(endpoint.ip, port), endpoint.id, now)
                     break
+        if self._join_at is not None:
+            return
         if conn.remote_denies_initial and not self._elsewhere_only(conn):
             return
         for endpoint in conn.endpoints:

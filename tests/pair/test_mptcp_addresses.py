@@ -376,3 +376,39 @@ def test_a_unit_option_that_repeats_is_acted_on_once_at_most() -> None:
     pair.run_for(0.5)
     assert pair.counters["MPTcpExtRmAddr"] == 8
     assert client_ip(0) == pair.client.local.ip
+
+
+# -- joins that wait -------------------------------------------------------------------------------
+
+
+def joins(pair: MptcpPair) -> int:
+    return int(pair.counters["MPTcpExtMPJoinSynTx"])
+
+
+def test_a_short_connection_costs_no_join_and_a_long_one_joins_after_the_delay() -> None:
+    delayed = MptcpConfig(join_delay=0.1)
+    short = MptcpPair(paths, App(payload(10)), App(payload(KB)), client=delayed)
+    short.run_for(2.0)
+    short.check_streams()
+    assert short.closed()
+    assert joins(short) == 0
+
+    long = MptcpPair(paths, App(payload(10), close=False), App(close=False), client=delayed)
+    long.run_for(0.1)
+    assert joins(long) == 0
+    long.run_for(0.1)
+    assert joins(long) == 1
+    long.run_for(0.1)
+    assert len([s for s in long.client.subflows if s.fully_established]) == 2
+
+
+def test_a_path_that_dies_before_the_join_costs_the_delay_alone() -> None:
+    pair = MptcpPair(
+        paths, App(payload(10), close=False), App(close=False), client=MptcpConfig(join_delay=0.1)
+    )
+    pair.run_for(0.05)
+    pair.paths[0].alive = False
+    pair.client_app.data += payload(KB, 2)
+    pair._settle()
+    pair.run_for(1.0)
+    assert bytes(pair.server_app.received) == pair.client_app.data

@@ -10,7 +10,7 @@ import pytest
 
 from proxy import config
 from proxy.config.load import ROLE_KEYS
-from proxy.mptcp.config import MptcpConfig
+from proxy.engine.runtime_role import PROXY_MPTCP
 from proxy.sched import base as sched
 from proxy.tcp.config import TcpConfig
 from tests.unit.test_config import SECRET, write_secret
@@ -44,7 +44,7 @@ def test_every_key_is_documented_and_no_other() -> None:
         assert any(key.split(".")[0].removesuffix("[]") == table for key in ROWS)
 
 
-@pytest.mark.parametrize(("prefix", "settings"), [("tcp", TcpConfig()), ("mptcp", MptcpConfig())])
+@pytest.mark.parametrize(("prefix", "settings"), [("tcp", TcpConfig()), ("mptcp", PROXY_MPTCP)])
 def test_documented_defaults_are_those_of_the_engine(prefix: str, settings: object) -> None:
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         default = getattr(settings, field.name)

@@ -154,7 +154,8 @@ def test_no_counter_has_a_name_that_the_kernel_has_not() -> None:
 
 def test_settings_of_the_kernel_have_their_names_in_the_engine() -> None:
     assert set(SYSCTLS) == set(sysctls.NAMES)
-    ours = {"subflow_keepalive"}  # the kernel has keep-alive by socket option only
+    # The kernel has keep-alive by socket option only, and opens subflows at once.
+    ours = {"subflow_keepalive", "join_delay"}
     assert set(MPTCP_KEYS) - ours <= set(SYSCTLS)
 
 

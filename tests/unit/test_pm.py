@@ -42,6 +42,7 @@ class Conn:
     local: Address = field(default_factory=lambda: Address(FIRST, 40000))
     remote: Address = REMOTE
     active: bool = True
+    join_delay: float = 0.0
     denies_initial: bool = False
     remote_denies_initial: bool = False
     limits: Limits = field(default_factory=lambda: Limits(2, 0))
@@ -127,6 +128,27 @@ def test_one_subflow_per_endpoint_with_the_initial_address_as_id_0() -> None:
     started(conn)
     assert joined(conn) == [(SECOND, 2, 0), (THIRD, 3, 0)]
     assert [s.uplink for s in conn.path_subflows[1:]] == ["u1", "u2"]
+
+
+def test_joins_wait_for_the_delay() -> None:
+    conn = Conn(Host(endpoints()), join_delay=0.1)
+    manager = started(conn)
+    assert joined(conn) == []
+    due = manager.next_timeout()
+    assert due is not None
+    manager.on_endpoint_added(conn, conn.endpoints[1], due - 0.01)
+    manager.on_timer(conn, due - 0.01)
+    assert joined(conn) == []
+    manager.on_timer(conn, due)
+    assert joined(conn) == [(SECOND, 2, 0), (THIRD, 3, 0)]
+    assert manager.next_timeout() is None
+
+
+def test_announcements_do_not_wait_for_the_delay_of_joins() -> None:
+    own = Endpoint(SECOND, 2, signal=True)
+    conn = Conn(Host([own]), join_delay=0.1)
+    started(conn)
+    assert conn.announced == [2]
 
 
 def test_the_limit_counts_additional_subflows() -> None:
