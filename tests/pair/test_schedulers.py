@@ -110,10 +110,12 @@ def test_two_links_are_never_slower_than_the_better_one(name: str, size: int, up
 def test_lost_repairs_are_repaired_without_a_time_out() -> None:
     # Many holes at once, and some of what fills them is lost again: behind the first hole the
     # echo of timestamps stands still, but SACK says which repairs arrived.
-    pair = run(PROFILES["jittery"], App(payload(16 * MB)), False)
-    retransmitted = pair.server_counters["TcpRetransSegs"]
-    assert retransmitted > 30
-    assert pair.server_counters.get("TCPTimeouts", 0) == 0
+    retransmitted = 0
+    for seed in range(1, 5):  # how many holes there are is a matter of luck
+        pair = run(PROFILES["jittery"], App(payload(16 * MB)), False, seed=seed)
+        retransmitted += pair.server_counters["TcpRetransSegs"]
+        assert pair.server_counters.get("TCPTimeouts", 0) == 0
+    assert retransmitted > 120
 
 
 @both_ways
