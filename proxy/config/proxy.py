@@ -100,7 +100,7 @@ class ProxyConfig:
 
 def read_proxy(root: Table, source: Path) -> ProxyConfig:
     """The whole file; ``source`` anchors relative file names."""
-    uplinks = _uplinks(root)
+    uplinks = read_uplinks(root)
     config = ProxyConfig(
         lan=_lan(root.table("lan", ("interfaces",))),
         uplinks=uplinks,
@@ -144,7 +144,8 @@ def _lan(table: Table) -> LanConfig:
     return LanConfig(interfaces)
 
 
-def _uplinks(root: Table) -> tuple[UplinkConfig, ...]:
+def read_uplinks(root: Table) -> tuple[UplinkConfig, ...]:
+    """``[[uplink]]``, at least one."""
     uplinks: list[UplinkConfig] = []
     known = (
         "name",

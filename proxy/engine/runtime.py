@@ -7,7 +7,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.engine.runtime_poll import SocketPoll
 from proxy.engine.runtime_socket import Dial, KernelStream
@@ -19,6 +19,9 @@ from proxy.tcp.events import Event
 from proxy.tcp.host import Packet
 from proxy.tun.tap import Show, TapDevice
 from proxy.wire.address import Address
+
+if TYPE_CHECKING:
+    import socket
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +104,14 @@ class Runtime:
             self.turn()
 
         return Dial(self.loop, self._sockets, server, finished, self._unflushed.append)
+
+    def adopt(self, connected: socket.socket, peer: Address) -> KernelStream:
+        """A kernel socket that is connected already; what happens to it the relay is told."""
+        connected.setblocking(False)
+        stream = KernelStream(self.loop, self._sockets, connected, peer, self._unflushed.append)
+        stream.start(self._on_socket_event)
+        self._sockets.watch(connected, stream.on_ready)
+        return stream
 
     def turn(self) -> None:
         """Deliver events, write packets and sockets until nothing is left, then set the timer."""

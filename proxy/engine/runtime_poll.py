@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
+HUNG_UP = select.EPOLLHUP
+"""Both directions are shut."""
 ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """The peer has finished, or the connection is dead: a read says which."""
 

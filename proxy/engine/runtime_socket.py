@@ -9,7 +9,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from proxy.engine.runtime_poll import ENDING, IN, OUT, SocketPoll
+from proxy.engine.runtime_poll import ENDING, HUNG_UP, IN, OUT, SocketPoll
 from proxy.tcp.events import Event
 from proxy.wire.address import Address
 
@@ -29,7 +29,8 @@ class KernelStream:
 
     Bytes sent are queued and leave with ``flush()``, which the runtime calls once per turn, so
     that many small chunks cost one system call. Bytes that the flow leaves in the socket raise no
-    event: it comes back for them when its sink has room.
+    event: it comes back for them when its sink has room. ``hung_up``: the other end neither reads
+    nor writes any more; what it has written may still be here.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class KernelStream:
         "_starved",
         "_unwritable",
         "eof",
+        "hung_up",
         "peer",
     )
 
@@ -59,6 +61,7 @@ class KernelStream:
     ) -> None:
         """``connected`` is watched by ``poll``."""
         self.eof = False
+        self.hung_up = False
         self.peer = peer
         self._loop = loop
         self._poll = poll
@@ -188,7 +191,9 @@ class KernelStream:
             self._ending = True
         elif not events & IN:
             return
-        if self._drained and not self.eof:
+        news = bool(events & HUNG_UP) and not self.hung_up
+        self.hung_up |= news
+        if news or (self._drained and not self.eof):
             self._drained = False
             self._tell(Event.READABLE)
 

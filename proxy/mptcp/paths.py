@@ -119,10 +119,14 @@ class Paths(Receiving):
         """
         self.tcp_config = congestion_config(self.tcp_config, name)
         for subflow in self.subflows:
-            before = subflow.congestion
-            subflow.set_congestion_control(name, self._now)
-            if subflow.congestion is not before:
-                self._couple(subflow)
+            self.set_subflow_congestion(subflow, name)
+
+    def set_subflow_congestion(self, subflow: Subflow, name: str | None) -> None:
+        """Change that of one subflow alone; None: to that of all. KeyError as above."""
+        before = subflow.congestion
+        subflow.set_congestion_control(name or self.tcp_config.congestion_control, self._now)
+        if subflow.congestion is not before:
+            self._couple(subflow)
 
     def open_subflow(
         self,

@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "probe_table",
     "proxy_table",
+    "sockets_table",
 ]
 
 _COUNTERS = ("leaked", "strangers", "unwanted")
@@ -89,7 +90,7 @@ def proxy_table(
             "forward",
             "filter hook forward priority 0",
             [
-                f"meta mark & {MARK:#x} != 0 meta mark set meta mark & {MARK ^ 0xFFFFFFFF:#x}",
+                _UNMARK,
                 f'oifname "{tun}" iifname {_names(lan)} accept',
                 f'oifname "{tun}" ct direction reply accept',
                 f'oifname "{tun}" counter name unwanted drop',
@@ -144,12 +145,7 @@ def gateway_table(
     forwarding: Forwarding,
 ) -> str:
     """The script that replaces the gateway's table."""
-    redirect, silence = [], []
-    for listener in listeners:
-        family = _family(listener.address)
-        to = f"{family} daddr {_text(listener.address)} tcp dport {listener.port}"
-        redirect.append(f"{to} dnat {family} to {_text(listener.engine)}")
-        silence.append(f"{to} counter name strangers drop")
+    redirect, silence = _listen(listeners)
     guard = [
         f'iifname {{ {names} }} meta nfproto {family} oifname != "{tun}" '
         "ct state new,invalid counter name unwanted drop"
@@ -180,12 +176,59 @@ def gateway_table(
     return _script(table, chains)
 
 
+def sockets_table(
+    table: str,
+    tun: str,
+    uplinks: Sequence[Uplink],
+    prefixes: tuple[IpNetwork, IpNetwork],
+    listeners: Sequence[Listener],
+    forwarding: Forwarding,
+) -> str:
+    """The script that replaces the table of an engine that a program calls and listens with."""
+    devices = [uplink.dev for uplink in uplinks]
+    redirect, silence = _listen(listeners)
+    chains = [
+        _chain("pick", "filter hook prerouting priority -110", [_mark_from(tun)]),
+        _chain("listen", "nat hook prerouting priority -110", redirect),
+        _chain("input", "filter hook input priority 0", [_UNMARK, *silence]),
+        _chain(
+            "forward",
+            "filter hook forward priority 0",
+            [
+                f'oifname "{tun}" ct status dnat accept',
+                f'oifname "{tun}" ct direction reply accept',
+                f'oifname "{tun}" counter name unwanted drop',
+                *_proxy_guard(tun, (), devices, forwarding),
+            ],
+        ),
+        _chain(
+            "source",
+            "nat hook postrouting priority 90",
+            [*_keep_source(tun), *_masquerade(uplinks)],
+        ),
+        _chain("leak", "filter hook postrouting priority 300", _leak(tun, prefixes)),
+    ]
+    return _script(table, chains)
+
+
+_UNMARK = f"meta mark & {MARK:#x} != 0 meta mark set meta mark & {MARK ^ 0xFFFFFFFF:#x}"
 _TAKE = (
     f"meta l4proto tcp meta mark set meta mark | {MARK:#x}",
     # A router in the LAN says that our segment is too big: the far server must not get that.
     "meta l4proto { 1, 58 } ct state related ct original protocol 6 "
     f"meta mark set meta mark | {MARK:#x}",
 )
+
+
+def _listen(listeners: Sequence[Listener]) -> tuple[list[str], list[str]]:
+    """What sends connections to listeners, and what drops packets that it missed."""
+    redirect, silence = [], []
+    for listener in listeners:
+        family = _family(listener.address)
+        to = f"{family} daddr {_text(listener.address)} tcp dport {listener.port}"
+        redirect.append(f"{to} dnat {family} to {_text(listener.engine)}")
+        silence.append(f"{to} counter name strangers drop")
+    return redirect, silence
 
 
 def _mark_from(tun: str) -> str:
@@ -210,7 +253,7 @@ def _pick(tun: str, lan: Sequence[str], rules: Sequence[RuleConfig]) -> list[str
 def _proxy_input(devices: Sequence[str], gateway: tuple[bytes, int]) -> list[str]:
     address, port = gateway
     return [
-        f"meta mark & {MARK:#x} != 0 meta mark set meta mark & {MARK ^ 0xFFFFFFFF:#x}",
+        _UNMARK,
         # From the gateway but not translated back (a flushed or full conntrack table, a packet
         # out of its window): the host's own TCP would answer with a RST and end the subflow.
         f"iifname {_names(devices)} {_family(address)} saddr {_text(address)} tcp sport {port} "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import socket
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -21,10 +22,10 @@ from proxy.net.sysctl import STATE_DIRECTORY, StateFile, Sysctls, read_sysctl, w
 from proxy.net.uplinks import FIRST_TABLE, Uplink, UplinkSettings, resolve, uplink_address
 
 if TYPE_CHECKING:
-    from proxy.config import GatewayConfig, ProxyConfig, TunConfig
+    from proxy.config import GatewayConfig, LanConfig, ProxyConfig, TunConfig, UplinkConfig
     from proxy.toml_table import IpNetwork
 
-__all__ = ["GatewaySetup", "HostSetup", "ProbeSetup", "Setup"]
+__all__ = ["GatewaySetup", "HostSetup", "Numbers", "ProbeSetup", "Setup", "UplinkSetup"]
 
 log = logging.getLogger(__name__)
 
@@ -275,21 +276,89 @@ class Setup(ABC):
         return FAMILIES if forwarding.has_ipv6() else (socket.AF_INET,)
 
 
-class HostSetup(Setup):
+class UplinkHost(Protocol):
+    """The configuration of a host whose engine leaves by uplinks."""
+
+    @property
+    def tun(self) -> TunConfig: ...
+    @property
+    def lan(self) -> LanConfig: ...
+    @property
+    def uplinks(self) -> tuple[UplinkConfig, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Routing tables, and priorities of rules: ``near`` and ``far`` are those of a LAN."""
+
+    table: int
+    first_uplink_table: int
+    to_engine: int
+    first_uplink: int
+    from_tun: int
+    near: int = 0
+    far: int = 0
+
+
+class UplinkSetup(Setup):
+    """A host whose engine's packets leave by the uplink that their source address names."""
+
+    numbers: Numbers
+
+    def __init__(self, config: UplinkHost, state_directory: Path = STATE_DIRECTORY) -> None:
+        super().__init__(config, state_directory)
+        self._config: UplinkHost = config
+        self.uplinks: tuple[Uplink, ...] = ()
+        self.waits_for: tuple[str, ...] = ()  # LAN interfaces that are not there
+
+    def _resolve(self, host: Host) -> None:
+        settings: tuple[UplinkSettings, ...] = self._config.uplinks
+        names = self._config.lan.interfaces
+        self.waits_for = tuple(name for name in names if name not in host.links)
+        self.uplinks = resolve(
+            host,
+            settings,
+            self._tun.prefix4,
+            self._tun.prefix6,
+            self.numbers.first_uplink_table,
+        )
+
+    def _wanted(self, host: Host) -> tuple[list[Route], list[Rule]]:
+        numbers = self.numbers
+        routes: list[Route] = []
+        rules: list[Rule] = []
+        for family in self._families():
+            routes.append(self._tun_route(host, family, numbers.table, "default"))
+            prefix = str(self._prefix(family))
+            rules.append(Rule(family, numbers.to_engine, numbers.table, destination=prefix))
+            rules.append(Rule(family, numbers.from_tun, MAIN, iif=self._tun.name, specific=True))
+            for name in self._config.lan.interfaces:
+                rules.append(Rule(family, numbers.near, MAIN, iif=name, mark=MARK, specific=True))
+                rules.append(Rule(family, numbers.far, numbers.table, iif=name, mark=MARK))
+            for uplink in self.uplinks:
+                address = uplink_address(self._prefix(family), uplink.slot)
+                source = str(ip_network(address))
+                priority = numbers.first_uplink + uplink.slot
+                rules.append(Rule(family, priority, uplink.table, source=source))
+                routes.extend(_uplink_routes(host, family, uplink))
+        return routes, rules
+
+    def forwarders(self, host: Host) -> list[str]:
+        names = [*self._config.lan.interfaces, *(uplink.dev for uplink in self.uplinks)]
+        return [name for name in dict.fromkeys(names) if name in host.links]
+
+
+class HostSetup(UplinkSetup):
     """The proxy's host: TCP from the LAN to the TUN, each uplink's packets out of that uplink."""
 
     role = "proxy"
     table = "mptcp_proxy"
     scope = Scope(range(8803, 8860), range(8800, 8860))
-
-    _TABLE, _FIRST_UPLINK_TABLE = 8803, FIRST_TABLE
-    _TO_ENGINE, _FIRST_UPLINK, _FROM_TUN, _NEAR, _FAR = 8800, 8810, 8850, 8851, 8852
+    numbers = Numbers(8803, FIRST_TABLE, 8800, 8810, 8850, near=8851, far=8852)
 
     def __init__(self, config: ProxyConfig, state_directory: Path = STATE_DIRECTORY) -> None:
         super().__init__(config, state_directory)
         self._config: ProxyConfig = config
-        self.uplinks: tuple[Uplink, ...] = ()
-        self.waits_for: tuple[str, ...] = ()  # LAN interfaces that are not there
         self._bypassed: dict[str, int] = {}
 
     def bypassed(self) -> dict[str, int]:
@@ -302,37 +371,6 @@ class HostSetup(Setup):
     def _before_load(self) -> None:
         if self._loaded:
             self._bypassed = self.bypassed()
-
-    def _resolve(self, host: Host) -> None:
-        settings: tuple[UplinkSettings, ...] = self._config.uplinks
-        names = self._config.lan.interfaces
-        self.waits_for = tuple(name for name in names if name not in host.links)
-        self.uplinks = resolve(
-            host, settings, self._tun.prefix4, self._tun.prefix6, self._FIRST_UPLINK_TABLE
-        )
-
-    def _wanted(self, host: Host) -> tuple[list[Route], list[Rule]]:
-        routes: list[Route] = []
-        rules: list[Rule] = []
-        for family in self._families():
-            routes.append(self._tun_route(host, family, self._TABLE, "default"))
-            prefix = str(self._prefix(family))
-            rules.append(Rule(family, self._TO_ENGINE, self._TABLE, destination=prefix))
-            rules.append(Rule(family, self._FROM_TUN, MAIN, iif=self._tun.name, specific=True))
-            for name in self._config.lan.interfaces:
-                rules.append(Rule(family, self._NEAR, MAIN, iif=name, mark=MARK, specific=True))
-                rules.append(Rule(family, self._FAR, self._TABLE, iif=name, mark=MARK))
-            for uplink in self.uplinks:
-                address = uplink_address(self._prefix(family), uplink.slot)
-                source = str(ip_network(address))
-                priority = self._FIRST_UPLINK + uplink.slot
-                rules.append(Rule(family, priority, uplink.table, source=source))
-                routes.extend(_uplink_routes(host, family, uplink))
-        return routes, rules
-
-    def forwarders(self, host: Host) -> list[str]:
-        names = [*self._config.lan.interfaces, *(uplink.dev for uplink in self.uplinks)]
-        return [name for name in dict.fromkeys(names) if name in host.links]
 
     def _nft(self, on: Forwarding) -> str:
         return nft.proxy_table(
@@ -353,9 +391,7 @@ class ProbeSetup(HostSetup):
     role = "probe"
     table = "mptcp_probe"
     scope = Scope(range(8900, 8960), range(8900, 8960))
-
-    _TABLE, _FIRST_UPLINK_TABLE = 8900, 8910
-    _TO_ENGINE, _FIRST_UPLINK, _FROM_TUN = 8900, 8910, 8950
+    numbers = Numbers(8900, 8910, 8900, 8910, 8950)
 
     def _nft(self, on: Forwarding) -> str:
         return nft.probe_table(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from proxy.errors import DeviceError
 
-__all__ = ["STATE_DIRECTORY", "StateFile", "Sysctls", "read_sysctl"]
+__all__ = ["STATE_DIRECTORY", "RoleTakenError", "StateFile", "Sysctls", "read_sysctl"]
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,10 @@ def read_sysctl(name: str) -> str | None:
         return None
 
 
+class RoleTakenError(DeviceError):
+    """A process that is alive has the role."""
+
+
 class StateFile:
     """What a start changed, for the next start: one file per role and network namespace.
 
@@ -43,7 +47,7 @@ class StateFile:
         self._lock = -1
 
     def lock(self) -> None:
-        """Claim the role in this namespace. Idempotent. Raises DeviceError if it is taken."""
+        """Claim the role in this namespace. Idempotent. Raises RoleTakenError, DeviceError."""
         while self._lock < 0:
             try:
                 self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -55,11 +59,15 @@ class StateFile:
             except OSError:
                 os.close(descriptor)
                 message = f"another mptcp-proxy runs as {self._role} in this network namespace"
-                raise DeviceError(f"{message} ({self._lock_path})") from None
+                raise RoleTakenError(f"{message} ({self._lock_path})") from None
             if _same_file(descriptor, self._lock_path):
                 self._lock = descriptor
             else:  # the former owner removed it between our open and our lock
                 os.close(descriptor)
+
+    def exists(self) -> bool:
+        """Whether a process has the role, or had it and could not give it back."""
+        return self._lock_path.exists()
 
     def unlock(self) -> None:
         """Give the role back and remove the files. Idempotent."""

@@ -6,6 +6,8 @@ lives (RFC 8684 §3.9.3 leaves that open; see multipath-tcp/mptcp_net-next issue
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from proxy.pm.base import Endpoint, PathConnection, PathManager, PathSubflow, register
 from proxy.wire.address import Address
 
@@ -207,7 +209,7 @@ class KernelPathManager(PathManager):
 
     def _work(self, conn: PathConnection, now: float) -> None:
         if not conn.announcing:
-            for endpoint in conn.endpoints:
+            for endpoint in self._endpoints(conn):
                 if not endpoint.signal or self._is_initial(conn, endpoint):
                     continue
                 if endpoint.id not in (self._announced or ()):
@@ -219,7 +221,7 @@ class KernelPathManager(PathManager):
             return
         if conn.remote_denies_initial and not self._elsewhere_only(conn):
             return
-        for endpoint in conn.endpoints:
+        for endpoint in self._endpoints(conn):
             if not endpoint.subflow:
                 continue
             for remote_id, remote in self._targets(conn, endpoint):
@@ -228,6 +230,10 @@ class KernelPathManager(PathManager):
                 waiting = retry is not None and retry.at is not None
                 if not waiting and not self._taken(conn, endpoint, remote_id):
                     self._join(conn, endpoint, remote_id, remote, now)
+
+    def _endpoints(self, conn: PathConnection) -> Iterable[Endpoint]:
+        """Those that the connection announces and joins from."""
+        return conn.endpoints
 
     @staticmethod
     def _elsewhere_only(conn: PathConnection) -> bool:

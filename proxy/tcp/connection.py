@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from proxy.seg import Segment
     from proxy.tcp.buffers import Buffer
+    from proxy.tcp.config import TcpConfig
     from proxy.tcp.host import IcmpError
 
 HALF = 0x80000000
@@ -122,6 +123,17 @@ class TcpConnection(Handshake):
         self.receivable = 0
         self._release()
         self.host.forget(self)
+
+    def configure(self, config: TcpConfig, now: float) -> None:
+        """Go by ``config`` from now on, where it is not what the handshake has settled.
+
+        The congestion control stays: see ``set_congestion_control``.
+        """
+        self.config = config
+        if self.state not in OPENING and self.state is not TIME_WAIT:
+            self._keepalive_sent = 0
+            self._idle_at = now + self._keepalive_idle()
+            self._arm(now)
 
     # -- segments -------------------------------------------------------------------------------
 

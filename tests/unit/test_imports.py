@@ -44,7 +44,7 @@ LAYERS = (
         "engine.runtime_supervisor",
         "engine.runtime_worker",
     ),
-    ("diagnose",),
+    ("diagnose", "sockets"),
     ("cli", "__main__"),
 )
 # Policies see connections through what they are handed: at run time they import their base alone.
@@ -66,6 +66,7 @@ EDGE = (
     "net",
     "control",
     "diagnose",
+    "sockets",
     "web",
     "cli",
     "__main__",
