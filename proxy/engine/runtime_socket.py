@@ -123,6 +123,20 @@ class KernelStream:
             self._drained = True
         return [chunk]
 
+    def skip(self, size: int) -> None:
+        """Drop bytes that are known to have come, whether or not an event has said so."""
+        connected = self._socket
+        while size > 0 and connected is not None:
+            try:
+                size -= len(connected.recv(size)) or size
+            except OSError:
+                return  # what is wrong the next event says
+
+    def hang_up(self) -> None:
+        """As if the other end had closed: what it has written can still be received."""
+        if self._socket is not None:
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def shutdown_write(self) -> None:
         """Send a FIN once the queue is empty."""
         self._finish = True

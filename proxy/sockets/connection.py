@@ -86,11 +86,7 @@ class Connection:
 
     def open(self, now: float) -> None:
         """The connection is established: let bytes flow."""
-        while self._plug:
-            chunks = self._end.receive(self._plug)
-            if not chunks:
-                break
-            self._plug -= sum(map(len, chunks))
+        self._end.skip(self._plug)
         self.phase = Phase.OPEN
         self._flow = Flow(0, self.stream, self._end, self._ended, now)
         if self.stream.state is State.CLOSED:
@@ -111,6 +107,17 @@ class Connection:
         self.stream.abort(now)
         self._end.abort(now)
         self._finish()
+
+    def hang_up(self) -> None:
+        """Go on as if the program had closed; what it still tries ends by ECONNABORTED."""
+        if not self._end.hung_up:
+            self.error = errno.ECONNABORTED
+            self._end.hang_up()
+
+    @property
+    def delivered(self) -> bool:
+        """The peer has acknowledged all that was sent, and our FIN."""
+        return self.stream.state in (State.FIN_WAIT_2, State.TIME_WAIT, State.CLOSED)
 
     def _while_opening(self, kind: Event, now: float) -> None:
         if kind is Event.ESTABLISHED:
@@ -169,11 +176,6 @@ class Connection:
         self._progress = progress
         self._check_at = now + _ORPHAN
         self._engine.stack.arm(self)
-
-    @property
-    def orphan(self) -> bool:
-        """The program has closed, and something is still to be done."""
-        return self._end.hung_up and self.phase is Phase.OPEN
 
     def acked(self) -> int:
         """Bytes that the peer acknowledged."""

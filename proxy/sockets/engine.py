@@ -143,15 +143,25 @@ class Engine:
         """By which address the peer knows one of ours."""
         return Address(self.stack.public_addresses.get(address.ip, address.ip), address.port)
 
+    def hang_up(self) -> None:
+        """Close all sockets, as the kernel does when a program ends."""
+        for owner in dict.fromkeys(self._owners.values()):
+            if isinstance(owner, Listener):
+                owner.close(time.monotonic())
+            elif isinstance(owner, Connection):
+                owner.hang_up()
+        self._runtime.turn()
+
     @property
-    def orphans(self) -> bool:
-        """Whether something is still under way that the program has closed."""
-        owners = self._owners.values()
-        if any(isinstance(owner, Connection) and owner.orphan for owner in owners):
-            return True
+    def busy(self) -> bool:
+        """Whether something that was sent is still under way."""
+        connections = [owner for owner in self._owners.values() if isinstance(owner, Connection)]
+        if connections:
+            return not all(connection.delivered for connection in connections)
         return any(
-            stream.state not in (State.TIME_WAIT, State.CLOSED) for stream in self.stack.demux
-        ) and not any(isinstance(owner, Connection) for owner in owners)
+            stream.state not in (State.FIN_WAIT_2, State.TIME_WAIT, State.CLOSED)
+            for stream in self.stack.demux
+        )
 
     # -- for connections and listeners ------------------------------------------------------------
     @contextmanager
@@ -231,9 +241,9 @@ class Engine:
         )
 
     def close(self, now: float) -> None:
-        """Reset everything that is open."""
+        """Reset everything that is open; who has all of our bytes shall find no reset behind."""
         for owner in dict.fromkeys(self._owners.values()):
             if isinstance(owner, Listener):
                 owner.close(now)
-            elif isinstance(owner, Connection):
+            elif isinstance(owner, Connection) and not owner.delivered:
                 owner.abort(now)

@@ -108,10 +108,10 @@ class Host:
         self.close()
 
     def close(self, linger: float = LINGER) -> None:
-        """Take everything back; what is open is reset.
+        """Close all sockets and take everything back; also done when the interpreter exits.
 
-        Before that it waits, ``linger`` seconds at most, until what the program has sent on
-        sockets that it has closed is delivered. Idempotent. Also called when the interpreter exits.
+        In between it waits, ``linger`` seconds at most, until what was sent is delivered; what
+        is not by then is reset. Idempotent.
         """
         with self._lock:
             if self._closed:
@@ -263,7 +263,7 @@ class Host:
         await asyncio.wait((stopping, self._runtime.failed), return_when="FIRST_COMPLETED")
         if self._runtime.failed.done():
             log.error("%s: %s", self.config.tun.name, self._runtime.failed.exception())
-            self._engine.close(time.monotonic())
+            self._engine.hang_up()
             await stopping
         await follower.stop()
         self._runtime.stop()
@@ -274,9 +274,10 @@ class Host:
     def _stop(self, linger: float) -> None:
         """On the loop: stop when nothing is under way any more, or after ``linger`` seconds."""
         deadline = self._loop.time() + linger
+        self._engine.hang_up()
 
         def look() -> None:
-            if self._engine.orphans and self._loop.time() < deadline:
+            if self._engine.busy and self._loop.time() < deadline:
                 self._loop.call_later(_LOOK_AGAIN, look)
             else:
                 self._stopping.set()

@@ -82,6 +82,8 @@ class Socket(OptionedSocket):
 
         OSError: ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETUNREACH (no uplink leads there), ...
         """
+        if self._is_connected_now():
+            return
         self._begin_connect(address)
         if self.gettimeout() == 0.0:
             raise refuse(errno.EINPROGRESS)
@@ -103,8 +105,6 @@ class Socket(OptionedSocket):
         return 0
 
     def _begin_connect(self, address: _Address) -> None:
-        if self._connection is not None or self._listener is not None:
-            self._connect_again()
         remote = _resolve(self.family, address)
         end = self._peer_end
         if end is None:  # after an attempt that failed
@@ -120,17 +120,23 @@ class Socket(OptionedSocket):
             engine.connect, end, plug, self._source, remote, mptcp, self._options
         )
 
-    def _connect_again(self) -> None:
+    def _is_connected_now(self) -> bool:
+        """Whether an attempt that did not wait has come to its end; errors as connect(2)."""
         connection = self._connection
-        if connection is None or connection.phase is Phase.OPEN:
-            if connection is None or self._told:
-                raise refuse(errno.EISCONN)
-            self._told = True
-            return
+        if self._listener is not None:
+            raise refuse(errno.EISCONN)
+        if connection is None:
+            return False
         if connection.phase is Phase.OPENING:
             raise refuse(errno.EALREADY)
+        if connection.phase is Phase.OPEN:
+            if self._told:
+                raise refuse(errno.EISCONN)
+            self._told = True
+            return True
         self._raise_error()
         self._connection = None
+        return False
 
     def _fill(self) -> int:
         """Fill our end until it is not writable; how many bytes that took."""
