@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from proxy.engine.syncookies import SynCookies
 from proxy.mptcp.connection import MptcpConnection
 from proxy.sockets.connection import Connection
-from proxy.sockets.listener import MAX_BACKLOG, Listener, Place
+from proxy.sockets.listener import Listener, Place
 from proxy.sockets.options import Options, refuse
 from proxy.sockets.uplinks import UplinkSet
 from proxy.tcp.connection import TcpConnection
@@ -122,7 +122,7 @@ class Engine:
             raise refuse(errno.EADDRINUSE)
         adopted = self._runtime.adopt(end, _NOBODY)
         listener = Listener(self, adopted, place, mptcp, options)
-        listener.backlog = min(max(backlog, 0), MAX_BACKLOG)
+        listener.set_backlog(backlog)
         self._listeners[place] = listener
         self.own(adopted, listener)
         return listener

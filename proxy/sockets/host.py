@@ -208,6 +208,8 @@ class Host:
         with self._lock:
             if self._closed:
                 raise OSError(errno.ENETDOWN, "the host is closed")
+            if self._runtime.failed.done():
+                raise OSError(errno.ENETDOWN, str(self._runtime.failed.exception()))
             self._loop.call_soon_threadsafe(run)
         return future.result()
 

@@ -42,7 +42,7 @@ class Listener:
     ) -> None:
         self.place = place
         self.options = options
-        self.backlog = 0
+        self._backlog = 0
         self._engine = engine
         self._end = end
         self._mptcp = mptcp
@@ -50,11 +50,15 @@ class Listener:
         self._ready: deque[Application] = deque()
         self._cookies_until = 0.0
 
+    def set_backlog(self, backlog: int) -> None:
+        """How many may wait; one more does, as in Linux."""
+        self._backlog = min(max(backlog, 0), MAX_BACKLOG)
+
     def on_syn(self, syn: Segment, now: float) -> None:
         """Somebody connects."""
-        if len(self._ready) > self.backlog:
+        if len(self._ready) > self._backlog:
             self._overflow()
-        elif len(self._opening) > max(self.backlog, _MIN_OPENING):
+        elif len(self._opening) > max(self._backlog, _MIN_OPENING):
             self._cookies_until = now + _COOKIE_LIFETIME
             self._engine.cookies.answer(syn, now)
         else:
@@ -111,7 +115,7 @@ class Listener:
         self._engine.own(stream, self)
 
     def _has_room(self, data: bytes) -> bool:
-        if len(self._ready) > self.backlog:
+        if len(self._ready) > self._backlog:
             self._overflow()
             return False
         return True

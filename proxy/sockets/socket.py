@@ -176,7 +176,7 @@ class Socket(OptionedSocket):
         if self._connection is not None:
             raise refuse(errno.EINVAL)
         if self._listener is not None:
-            self._listener.backlog = backlog
+            self._listener.set_backlog(backlog)
             return
         if self._kept is None:
             self.bind(("", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import signal
 import socket
 import subprocess
@@ -16,13 +17,14 @@ import pytest
 
 from proxy.errors import ConfigError
 from proxy.mptcp.connection import MptcpConnection
-from proxy.sockets import IPPROTO_MPTCP, MPTCP_TCPINFO, SOL_MPTCP, Host, Socket
+from proxy.sockets import IPPROTO_MPTCP, MPTCP_TCPINFO, SOL_MPTCP, Host, Socket, connection
 from tests.lab.conftest import FIBRE
 from tests.lab.engine_peer import pattern
 from tests.lab.kernel import ROOT, counters
 from tests.lab.namespaces import Namespace
 from tests.lab.net_host import assert_unchanged, snapshot
 from tests.lab.socket_makers import PATIENCE, Peer, opened, read_all, refused_with
+from tests.lab.sockets import until_blocked
 from tests.lab.topology import GATEWAY4, Topology, next_hop, topology, uplink_address
 from tests.lab.waiting import wait_for
 
@@ -263,6 +265,32 @@ def test_closing_the_host_wakes_everybody(lab: Topology, server: socket.socket) 
     assert refused_with(host.socket().connect, server.getsockname()) == errno.ENETDOWN
     for end in (sock, peer, listener):
         end.close()
+
+
+def test_an_orphan_whose_peer_takes_nothing_is_reset(
+    host: Host, server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_ORPHAN", 0.5)
+    sock, peer = connected(host, server)
+    assert until_blocked(sock, 1.0, 200_000_000) > 0
+    sock.close()
+    # Not a byte is read before: the reset alone wakes the poll.
+    poll = select.poll()
+    poll.register(peer, select.POLLERR)
+    assert poll.poll(PATIENCE * 1000)
+    peer.close()
+
+
+def test_a_lost_device_ends_all_sockets(lab: Topology, server: socket.socket) -> None:
+    with opened(lab) as host:
+        sock, peer = connected(host, server)
+        waiting = Peer(refused_with, sock.recv, 1)
+        lab.proxy.run("ip", "link", "delete", host.config.tun.name)
+        assert waiting.result() == errno.ECONNABORTED
+        assert refused_with(host.create_connection, server.getsockname()) == errno.ENETDOWN
+        host.close(0.0)
+        sock.close()
+        peer.close()
 
 
 # -- programs ----------------------------------------------------------------------------------
