@@ -84,14 +84,16 @@ class Connection:
                 self._finish()
             self._orphan(now)
 
+    # What wakes the program comes last: it looks at the rest then.
+
     def open(self, now: float) -> None:
         """The connection is established: let bytes flow."""
-        self._end.skip(self._plug)
-        self.phase = Phase.OPEN
-        self._flow = Flow(0, self.stream, self._end, self._ended, now)
         if self.stream.state is State.CLOSED:
             self.fail(now)
             return
+        self.phase = Phase.OPEN
+        self._flow = Flow(0, self.stream, self._end, self._ended, now)
+        self._end.skip(self._plug)
         self._flow.start()
         if self._end.hung_up:
             self._orphan(now)
@@ -99,14 +101,14 @@ class Connection:
     def fail(self, now: float) -> None:
         """It never came about, or it is dead."""
         self._note_failure()
-        self._end.abort(now)
         self._finish()
+        self._end.abort(now)
 
     def abort(self, now: float) -> None:
         """Reset it."""
         self.stream.abort(now)
-        self._end.abort(now)
         self._finish()
+        self._end.abort(now)
 
     def hang_up(self) -> None:
         """Go on as if the program had closed; what it still tries ends by ECONNABORTED."""

@@ -192,7 +192,8 @@ class Engine:
 
     def forget_listener(self, listener: Listener, end: object) -> None:
         """Nothing is listened on there any more."""
-        self._listeners.pop(listener.place, None)
+        if self._listeners.get(listener.place) is listener:
+            del self._listeners[listener.place]
         self.disown(end)
 
     def answered(self, stream: Application, now: float) -> None:

@@ -58,6 +58,7 @@ class Host:
         self._device = device
         self._loop = uvloop.new_event_loop()
         self._lock = threading.Lock()
+        self._redirecting = threading.Lock()
         self._closed = False
         self._ports: set[tuple[int, bytes, int]] = set()
         self._stack = Stack(random.SystemRandom(), TcpConfig(**config.tcp), _mptcp_settings(config))
@@ -113,7 +114,7 @@ class Host:
         In between it waits, ``linger`` seconds at most, until what was sent is delivered; what
         is not by then is reset. Idempotent.
         """
-        with self._lock:
+        with self._redirecting, self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -215,23 +216,28 @@ class Host:
 
     def listen(self, source: Place, make: Callable[[], Listener]) -> Listener:
         """A listener that ``make`` makes on the engine's thread, with its port redirected."""
-        listener = self.call(make)
-        self._redirect(self._ports | {source})
-        return listener
+        with self._redirecting:
+            listener = self.call(make)
+            try:
+                self._redirect(self._ports | {source})
+            except BaseException:
+                self.call(listener.close, time.monotonic())
+                raise
+            return listener
 
     def unlisten(self, source: Place, listener: Listener) -> None:
         """The end of a listener."""
-        with contextlib.suppress(OSError):  # with the host, all of them have ended
+        with self._redirecting, contextlib.suppress(OSError):  # with the host, all have ended
             self.call(listener.close, time.monotonic())
             self._redirect(self._ports - {source})
 
     def _redirect(self, ports: set[tuple[int, bytes, int]]) -> None:
-        self._ports = ports
         changed = asyncio.run_coroutine_threadsafe(self._change(ports), self._loop)
         try:
             changed.result()
         except DeviceError as error:
             raise OSError(errno.ENETDOWN, str(error)) from error
+        self._ports = ports
 
     # -- the thread -------------------------------------------------------------------------------
     # It is in the network namespace of the thread that opened the host, and so is what it starts.

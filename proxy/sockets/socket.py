@@ -216,6 +216,16 @@ class Socket(OptionedSocket):
         """See ``socket.socket``."""
         return int(self._receive(super().recv_into, 0, buffer, nbytes, flags))
 
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, None]:
+        """See ``socket.socket``; as of any stream, without an address."""
+        return self.recv(bufsize, flags), None
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[bytes, list[Any], int, None]:
+        """See ``socket.socket``; there is no ancillary data."""
+        return self.recv(bufsize, flags), [], 0, None
+
     def _receive(self, receive: Callable[..., Any], nothing: Any, *args: Any) -> Any:
         if self._connection is None:
             raise refuse(errno.ENOTCONN)
@@ -282,6 +292,15 @@ class Socket(OptionedSocket):
         return _name(self.family, connection.remote)
 
     # -- the end ----------------------------------------------------------------------------------
+
+    def dup(self) -> Socket:
+        """Another descriptor of the same connection; OSError EOPNOTSUPP if it is none."""
+        if self._connection is None:
+            raise refuse(errno.EOPNOTSUPP)
+        end = socket.socket(fileno=os.dup(self.fileno()))
+        other = Socket(self._host, self.family, self.proto, end, self._options, self._connection)
+        other.settimeout(self.gettimeout())
+        return other
 
     def _real_close(self, *args: Any) -> None:
         listener, self._listener = self._listener, None

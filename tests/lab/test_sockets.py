@@ -244,8 +244,8 @@ def test_large_transfers_in_both_directions_at_once(maker: Maker, server: socket
     work = [Peer(send, sock), Peer(send, peer), Peer(read_all, peer)]
     assert sha256(read_all(sock)).digest() == sha256(data).digest()
     assert sha256(work[2].result()).digest() == sha256(data).digest()
-    for end in (*work[:2],):
-        end.result()
+    work[0].result()
+    work[1].result()
     sock.close()
     peer.close()
 
@@ -279,6 +279,10 @@ def test_the_ways_to_read(maker: Maker, server: socket.socket) -> None:
     assert peer.recv(100) == b"written"
     sock.sendmsg([b"two ", b"parts"])
     assert peer.recv(100) == b"two parts"
+    with sock.dup() as other:
+        peer.sendall(b"twice")
+        assert other.recvfrom(2, socket.MSG_WAITALL)[0] == b"tw"
+        assert other.recvmsg(3, 0, socket.MSG_WAITALL)[:2] == (b"ice", [])
     sock.settimeout(0.05)
     with pytest.raises(TimeoutError):
         sock.recv(1)
@@ -345,7 +349,7 @@ def test_a_listener_takes_mptcp_and_plain_tcp(
             assert name == peer.getsockname() == sock.getpeername()
             assert sock.getsockname() == peer.getpeername()
             assert sock.getsockopt(TCP, TCP_IS_MPTCP) == bool(proto)
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == proto or TCP
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == (proto or TCP)
             peer.sendall(b"hello")
             assert sock.recv(10) == b"hello"
             sock.sendall(b"you")

@@ -25,7 +25,15 @@ from tests.lab.namespaces import Namespace
 from tests.lab.net_host import assert_unchanged, snapshot
 from tests.lab.socket_makers import PATIENCE, Peer, opened, read_all, refused_with
 from tests.lab.sockets import until_blocked
-from tests.lab.topology import GATEWAY4, Topology, next_hop, topology, uplink_address
+from tests.lab.topology import (
+    GATEWAY4,
+    Configurator,
+    Topology,
+    next_hop,
+    topology,
+    uplink_address,
+    uplink_address6,
+)
 from tests.lab.waiting import wait_for
 
 pytestmark = pytest.mark.lab("nft")
@@ -103,6 +111,28 @@ def test_a_connection_outlives_the_uplink_that_it_began_on(
         assert sha256(reading.result()).digest() == sha256(data).digest()
     finally:
         lab.link(1).restore()
+    sock.close()
+    peer.close()
+
+
+def test_an_uplink_that_goes_and_returns_is_followed(
+    lab: Topology, host: Host, server: socket.socket
+) -> None:
+    sock, peer = connected(host, server)
+    wait_for(lambda: subflows(sock) == 2, "the second subflow", within=PATIENCE)
+    lab.proxy.run("ip", "link", "set", "u1", "down")
+    try:
+        wait_for(lambda: subflows(sock) == 1, "its subflow is gone", within=PATIENCE)
+        other, its_peer = connected(host, server)
+        assert other.getsockname()[0] == uplink_address(2)
+        other.close()
+        its_peer.close()
+    finally:
+        with Configurator(lab.proxy) as proxy:
+            proxy.up("u1", f"{uplink_address6(1)}/64")  # went with the link, as the routes
+        lab.direct_via(1)
+    wait_for(lambda: subflows(sock) == 2, "it is joined again", within=PATIENCE)
+    begin(sock, peer)
     sock.close()
     peer.close()
 
