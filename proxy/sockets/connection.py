@@ -145,6 +145,7 @@ class Connection:
             self._engine.leave(self, self.stream, self._end)
 
     # -- after the program's close ----------------------------------------------------------------
+
     def _orphan(self, now: float) -> None:
         """The program has closed; what it wrote still goes out."""
         if self.phase is Phase.DONE:

@@ -51,6 +51,7 @@ class Engine:
         self.stack.listener = self
 
     # -- what sockets ask -------------------------------------------------------------------------
+
     def connect(
         self,
         end: socket.socket,
@@ -164,6 +165,7 @@ class Engine:
         )
 
     # -- for connections and listeners ------------------------------------------------------------
+
     @contextmanager
     def configured(self, options: Options) -> Iterator[None]:
         """What is opened in the block has these options."""
@@ -210,6 +212,7 @@ class Engine:
             uplink.unanswered(now)
 
     # -- Relay, Listener --------------------------------------------------------------------------
+
     def follow(self, host: Sequence[Uplink]) -> None:
         """The host's interfaces, addresses or routes are such now."""
         self.uplinks.follow(host, time.monotonic())

@@ -185,6 +185,7 @@ class Host:
         return await streams.start_server(self, served, address, port, **options)
 
     # -- for sockets ------------------------------------------------------------------------------
+
     @property
     def mptcp_enabled(self) -> bool:
         """Whether sockets of MPTCP may be made."""
@@ -240,6 +241,7 @@ class Host:
         self._ports = ports
 
     # -- the thread -------------------------------------------------------------------------------
+
     # It is in the network namespace of the thread that opened the host, and so is what it starts.
 
     def _run(self, started: concurrent.futures.Future[None]) -> None:

@@ -99,7 +99,8 @@ class OptionedSocket(socket.socket):
 
     def getsockopt_into(self, level: int, optname: int, buffer: bytearray) -> int:
         """As getsockopt(2): ``buffer`` is ``optval``, also read where the kernel reads it; the
-        result is the ``optlen`` that comes back. ``MPTCP_FULL_INFO`` writes to its pointers."""
+        result is the ``optlen`` that comes back. ``MPTCP_FULL_INFO`` writes to its pointers,
+        which nothing checks."""
         key = (level, optname)
         if level == SOL_MPTCP:
             return self._mptcp_option(optname, buffer)

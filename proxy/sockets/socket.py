@@ -77,6 +77,7 @@ class Socket(OptionedSocket):
         return sock
 
     # -- connecting -------------------------------------------------------------------------------
+
     def connect(self, address: _Address) -> None:  # type: ignore[override]
         """Connect; falls back to plain TCP where the peer or the path does not take part.
 
@@ -87,7 +88,7 @@ class Socket(OptionedSocket):
         self._begin_connect(address)
         if self.gettimeout() == 0.0:
             raise refuse(errno.EINPROGRESS)
-        if not self._wait_writable():
+        if not self._poll(select.POLLOUT, self.gettimeout()):
             raise TimeoutError("timed out")
         self._told = True
         self._raise_error()
@@ -141,16 +142,14 @@ class Socket(OptionedSocket):
     def _fill(self) -> int:
         """Fill our end until it is not writable; how many bytes that took."""
         filled = 0
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLOUT)
-        while poll.poll(0):
+        while self._poll(select.POLLOUT, 0.0):
             filled += super().send(_PLUG, socket.MSG_DONTWAIT)
         return filled
 
-    def _wait_writable(self) -> bool:
-        timeout = self.gettimeout()
+    def _poll(self, events: int, timeout: float | None) -> bool:
+        """Whether one of ``events`` comes within so many seconds; None: waits for it."""
         poll = select.poll()
-        poll.register(self.fileno(), select.POLLOUT)
+        poll.register(self.fileno(), events)
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
     # -- listening --------------------------------------------------------------------------------
@@ -229,7 +228,7 @@ class Socket(OptionedSocket):
     def _receive(self, receive: Callable[..., Any], nothing: Any, *args: Any) -> Any:
         if self._connection is None:
             raise refuse(errno.ENOTCONN)
-        if self._read_shut and not select.select((self,), (), (), 0)[0]:
+        if self._read_shut and not self._poll(select.POLLIN, 0.0):
             return nothing
         try:
             received = receive(*args)

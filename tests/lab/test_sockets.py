@@ -293,6 +293,16 @@ def test_the_ways_to_read(maker: Maker, server: socket.socket) -> None:
     assert sock.fileno() == -1
 
 
+def test_shutting_the_read_side_ends_reading_alone(maker: Maker, server: socket.socket) -> None:
+    sock, peer = connected(maker, server)
+    sock.shutdown(socket.SHUT_RD)
+    assert sock.recv(1) == b""
+    sock.sendall(b"still")
+    assert peer.recv(5, socket.MSG_WAITALL) == b"still"
+    sock.close()
+    peer.close()
+
+
 # -- resets ------------------------------------------------------------------------------------
 
 
