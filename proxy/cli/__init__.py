@@ -21,6 +21,7 @@ _COMMANDS = (
     "check",
     "doctor",
     "bench",
+    "exec",
     "keygen",
     "status",
     "ss",

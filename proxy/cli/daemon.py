@@ -30,6 +30,11 @@ class UsageError(MptcpProxyError):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """``--json`` and ``--socket``."""
     parser.add_argument("--json", "-j", action="store_true", help="output as JSON")
+    add_socket_option(parser)
+
+
+def add_socket_option(parser: argparse.ArgumentParser) -> None:
+    """``--socket``."""
     parser.add_argument(
         "--socket",
         type=Path,

@@ -101,7 +101,7 @@ async def _serve_on(
     reloader = Reloader(config, load, setup, follower, apply, metrics)
     loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
     commands = {**role.commands(), "reload": reloader.command}
-    _add_bypassed(commands, setup)
+    _add_of_setup(commands, setup)
     control = ControlServer(
         config.control.socket,
         role.status,
@@ -139,7 +139,7 @@ async def _supervise(
         **supervisor.commands.commands(),
         "reload": reloader.command,
     }
-    _add_bypassed(commands, setup)
+    _add_of_setup(commands, setup)
     control = ControlServer(
         config.control.socket,
         dict,
@@ -161,8 +161,9 @@ async def _supervise(
         await supervisor.stop()
 
 
-def _add_bypassed(commands: dict[str, Command], setup: Setup) -> None:
-    """The command ``rules`` also says what nft has counted."""
+def _add_of_setup(commands: dict[str, Command], setup: Setup) -> None:
+    """What the set-up of a proxy's host knows: what nft has counted, for the command ``rules``;
+    the command ``lan``, the interfaces whose TCP is taken."""
     if not isinstance(setup, HostSetup):
         return
     rules = commands["rules"]
@@ -175,6 +176,7 @@ def _add_bypassed(commands: dict[str, Command], setup: Setup) -> None:
         return add_bypassed(result, await loop.run_in_executor(None, setup.bypassed))
 
     commands["rules"] = counted
+    commands["lan"] = lambda request: {"interfaces": list(setup.lan)}
 
 
 def _announce_ready(config: Config, setup: Setup) -> None:

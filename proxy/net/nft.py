@@ -79,22 +79,24 @@ def proxy_table(
     gateway: tuple[bytes, int],
     forwarding: Forwarding,
     rules: Sequence[RuleConfig] = (),
+    annexes: Sequence[str] = (),
 ) -> str:
     """The script that replaces the proxy's table."""
+    inside = [*lan, *annexes]
     devices = [uplink.dev for uplink in uplinks]
     chains = [
         "\tchain take {\n" + "".join(f"\t\t{line}\n" for line in _TAKE) + "\t}\n",
-        _chain("pick", "filter hook prerouting priority -110", _pick(tun, lan, rules)),
+        _chain("pick", "filter hook prerouting priority -110", _pick(tun, inside, rules)),
         _chain("input", "filter hook input priority 0", _proxy_input(devices, gateway)),
         _chain(
             "forward",
             "filter hook forward priority 0",
             [
                 _UNMARK,
-                f'oifname "{tun}" iifname {_names(lan)} accept',
+                f'oifname "{tun}" iifname {_names(inside)} accept',
                 f'oifname "{tun}" ct direction reply accept',
                 f'oifname "{tun}" counter name unwanted drop',
-                *_proxy_guard(tun, lan, devices, forwarding),
+                *_proxy_guard(tun, lan, devices, forwarding, annexes),
             ],
         ),
         # Before the operator's own (priority srcnat, 100), whose `masquerade` without an outgoing
@@ -102,7 +104,7 @@ def proxy_table(
         _chain(
             "source",
             "nat hook postrouting priority 90",
-            [*_keep_source(tun), *_masquerade(uplinks)],
+            [*_keep_source(tun), *_masquerade(uplinks), *_hide(annexes)],
         ),
         _chain("leak", "filter hook postrouting priority 300", _leak(tun, prefixes)),
     ]
@@ -277,6 +279,11 @@ def _masquerade(uplinks: Sequence[Uplink]) -> list[str]:
     ]
 
 
+def _hide(annexes: Sequence[str]) -> list[str]:
+    """Nobody outside knows the way to an annex."""
+    return [f"iifname {_names(annexes)} masquerade"] if annexes else []
+
+
 def _leak(tun: str, prefixes: tuple[IpNetwork, IpNetwork]) -> list[str]:
     """No address of the engine is seen outside: what was not translated is dropped.
 
@@ -290,10 +297,15 @@ def _leak(tun: str, prefixes: tuple[IpNetwork, IpNetwork]) -> list[str]:
 
 
 def _proxy_guard(
-    tun: str, lan: Sequence[str], devices: Sequence[str], forwarding: Forwarding
+    tun: str,
+    lan: Sequence[str],
+    devices: Sequence[str],
+    forwarding: Forwarding,
+    annexes: Sequence[str] = (),
 ) -> list[str]:
     """Where forwarding was off until we came, it is on for this alone: LAN to TUN and to uplinks,
-    TUN to anywhere, and answers. A host that was no router must not become an open one."""
+    TUN and annexes to anywhere, and answers. A host that was no router must not become an open
+    one."""
     unwanted = "ct state new,invalid counter name unwanted drop"
     rules = []
     for family, interfaces in (("ipv4", forwarding.interfaces4), ("ipv6", forwarding.interfaces6)):
@@ -307,7 +319,7 @@ def _proxy_guard(
         if outside:
             rules.append(f"iifname {_names(outside)} meta nfproto {family} {unwanted}")
     if forwarding.everywhere6:
-        rules.append(f"iifname != {_names([tun, *lan])} meta nfproto ipv6 {unwanted}")
+        rules.append(f"iifname != {_names([tun, *lan, *annexes])} meta nfproto ipv6 {unwanted}")
     if forwarding.everywhere6 and lan:
         rules.append(
             f"iifname {_names(lan)} meta nfproto ipv6 "

@@ -14,6 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from proxy.errors import ConfigError, DeviceError
 from proxy.net import bypass, forwarding, nft
+from proxy.net.annex import annexes
 from proxy.net.links import FAMILIES, Host, look
 from proxy.net.netlink import outside_loop, session
 from proxy.net.nft import Forwarding, Listener
@@ -332,7 +333,7 @@ class UplinkSetup(Setup):
             prefix = str(self._prefix(family))
             rules.append(Rule(family, numbers.to_engine, numbers.table, destination=prefix))
             rules.append(Rule(family, numbers.from_tun, MAIN, iif=self._tun.name, specific=True))
-            for name in self._config.lan.interfaces:
+            for name in self._inside():
                 rules.append(Rule(family, numbers.near, MAIN, iif=name, mark=MARK, specific=True))
                 rules.append(Rule(family, numbers.far, numbers.table, iif=name, mark=MARK))
             for uplink in self.uplinks:
@@ -344,8 +345,12 @@ class UplinkSetup(Setup):
         return routes, rules
 
     def forwarders(self, host: Host) -> list[str]:
-        names = [*self._config.lan.interfaces, *(uplink.dev for uplink in self.uplinks)]
+        names = [*self._inside(), *(uplink.dev for uplink in self.uplinks)]
         return [name for name in dict.fromkeys(names) if name in host.links]
+
+    def _inside(self) -> tuple[str, ...]:
+        """The interfaces whose TCP is taken."""
+        return self._config.lan.interfaces
 
 
 class HostSetup(UplinkSetup):
@@ -359,6 +364,8 @@ class HostSetup(UplinkSetup):
     def __init__(self, config: ProxyConfig, state_directory: Path = STATE_DIRECTORY) -> None:
         super().__init__(config, state_directory)
         self._config: ProxyConfig = config
+        self.lan: tuple[str, ...] = ()  # the interfaces whose TCP is taken by now
+        self._annexes: tuple[str, ...] = ()
         self._bypassed: dict[str, int] = {}
 
     def bypassed(self) -> dict[str, int]:
@@ -372,6 +379,22 @@ class HostSetup(UplinkSetup):
         if self._loaded:
             self._bypassed = self.bypassed()
 
+    def _resolve(self, host: Host) -> None:
+        self._annexes = self._find_annexes(host)
+        super()._resolve(host)
+
+    def _find_annexes(self, host: Host) -> tuple[str, ...]:
+        """The interfaces that are to be taken as a LAN's without being configured."""
+        return annexes(host.links)
+
+    def _inside(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*super()._inside(), *self._annexes)))
+
+    def _enable_forwarding(self, host: Host) -> None:
+        super()._enable_forwarding(host)
+        # The last step of a set-up: from now on it is true.
+        self.lan = tuple(name for name in self._inside() if name in host.links)
+
     def _nft(self, on: Forwarding) -> str:
         return nft.proxy_table(
             self.table,
@@ -382,6 +405,7 @@ class HostSetup(UplinkSetup):
             (self._config.gateway.address, self._config.gateway.port),
             on,
             self._config.rules,
+            self._annexes,
         )
 
 
@@ -392,6 +416,10 @@ class ProbeSetup(HostSetup):
     table = "mptcp_probe"
     scope = Scope(range(8900, 8960), range(8900, 8960))
     numbers = Numbers(8900, 8910, 8900, 8910, 8950)
+
+    def _find_annexes(self, host: Host) -> tuple[str, ...]:
+        """None: they are the proxy's."""
+        return ()
 
     def _nft(self, on: Forwarding) -> str:
         return nft.probe_table(

@@ -174,9 +174,9 @@ class Daemon:
         """Another ``mptcp-proxy`` command in the same surroundings."""
         return self.namespace.run(*self._private(str(COMMAND), *argv), check=check)
 
-    def start_command(self, *argv: str) -> subprocess.Popen[bytes]:
-        """As ``command``, without waiting for it."""
-        return self.namespace.start(*self._private(str(COMMAND), *argv), cwd=ROOT)
+    def start_command(self, *argv: str, **streams: Any) -> subprocess.Popen[bytes]:
+        """As ``command``, without waiting for it; ``streams`` as of ``Namespace.start``."""
+        return self.namespace.start(*self._private(str(COMMAND), *argv), cwd=ROOT, **streams)
 
     def status(self) -> dict[str, Any]:
         """What ``mptcp-proxy status --json`` says."""

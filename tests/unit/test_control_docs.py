@@ -27,6 +27,7 @@ def test_every_command_of_the_socket_is_documented_and_no_other() -> None:
         "subscribe",
         "unsubscribe",
         "reload",
+        "lan",
         "rules",
         "rule-test",
         *CapturePeer.NAMES,
