@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -83,7 +84,9 @@ def execute(options: argparse.Namespace) -> int:
 
 def _await_taken(client: ControlClient, interface: str) -> None:
     deadline = time.monotonic() + _TAKEN_WITHIN
-    while interface not in client.request("lan")["interfaces"]:
+    # By index: one of the same name may have gone just now.
+    wanted = {"name": interface, "index": socket.if_nametoindex(interface)}
+    while wanted not in client.request("lan")["interfaces"]:
         if time.monotonic() > deadline:
             raise MptcpProxyError(
                 f"the proxy does not take {interface}: is it in another network namespace? "

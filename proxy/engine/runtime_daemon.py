@@ -101,7 +101,7 @@ async def _serve_on(
     reloader = Reloader(config, load, setup, follower, apply, metrics)
     loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
     commands = {**role.commands(), "reload": reloader.command}
-    _add_of_setup(commands, setup)
+    _add_of_setup(commands, setup, follower)
     control = ControlServer(
         config.control.socket,
         role.status,
@@ -139,7 +139,7 @@ async def _supervise(
         **supervisor.commands.commands(),
         "reload": reloader.command,
     }
-    _add_of_setup(commands, setup)
+    _add_of_setup(commands, setup, follower)
     control = ControlServer(
         config.control.socket,
         dict,
@@ -161,7 +161,7 @@ async def _supervise(
         await supervisor.stop()
 
 
-def _add_of_setup(commands: dict[str, Command], setup: Setup) -> None:
+def _add_of_setup(commands: dict[str, Command], setup: Setup, follower: Follower) -> None:
     """What the set-up of a proxy's host knows: what nft has counted, for the command ``rules``;
     the command ``lan``, the interfaces whose TCP is taken."""
     if not isinstance(setup, HostSetup):
@@ -176,7 +176,12 @@ def _add_of_setup(commands: dict[str, Command], setup: Setup) -> None:
         return add_bypassed(result, await loop.run_in_executor(None, setup.bypassed))
 
     commands["rules"] = counted
-    commands["lan"] = lambda request: {"interfaces": list(setup.lan)}
+
+    async def lan(request: Request) -> object:
+        async with follower.lock:  # no earlier than the connections know it too
+            return {"interfaces": [{"name": n, "index": i} for n, i in setup.lan.items()]}
+
+    commands["lan"] = lan
 
 
 def _announce_ready(config: Config, setup: Setup) -> None:

@@ -41,11 +41,13 @@ all uplinks (RFC 8684 §3.9.2)."""
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """What a role has to know of its host; ``own`` are the host's addresses."""
+    """What a role has to know of its host; ``own`` are the host's addresses, ``annexes`` the
+    hosts (interface index, address) that live and die with their interface."""
 
     uplinks: tuple[Uplink, ...] = ()
     waits_for: tuple[str, ...] = ()
     own: frozenset[bytes] = frozenset()
+    annexes: frozenset[tuple[int, bytes]] = frozenset()
 
     @classmethod
     def of(cls, setup: Setup) -> HostState:
@@ -53,7 +55,7 @@ class HostState:
         from proxy.net.setup import HostSetup  # late: workers need none of it
 
         if isinstance(setup, HostSetup):
-            return cls(setup.uplinks, tuple(setup.waits_for))
+            return cls(setup.uplinks, tuple(setup.waits_for), annexes=setup.annex_hosts())
         return cls(own=own_addresses())
 
 
@@ -188,8 +190,11 @@ class ProxyRole(Role):
 
     def follow(self, host: HostState) -> None:
         """See ``Role``."""
+        now = time.monotonic()
+        for _, address in self._host.annexes - host.annexes:
+            self._relay.lose_host(address, now)
         self._host = host
-        self._relay.follow(host.uplinks, time.monotonic())
+        self._relay.follow(host.uplinks, now)
         self._runtime.turn()
 
     def reconfigure(self, config: ProxyConfig, host: HostState) -> None:

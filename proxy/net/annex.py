@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -28,7 +28,7 @@ from proxy.net.routes import PROTOCOL
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_ANNEXES", "Annex", "annexes", "bind_mount", "enter_annex"]
+__all__ = ["MAX_ANNEXES", "Annex", "annexes", "bind_mount", "enter_annex", "far_addresses"]
 
 MAX_ANNEXES = 64
 _PREFIX4 = IPv4Network("198.18.94.0/24")  # RFC 2544, as those of the TUN devices: nobody's
@@ -64,6 +64,14 @@ class Annex:
 def annexes(names: Iterable[str]) -> tuple[str, ...]:
     """Those of the interfaces ``names`` that are an annex's, sorted."""
     return tuple(sorted(name for name in names if _NAME.fullmatch(name)))
+
+
+def far_addresses(name: str) -> tuple[bytes, bytes]:
+    """The addresses, packed, of what is behind an annex's interface."""
+    annex = Annex(int(name.removeprefix("mptcpx")))
+    return ip_address(annex.far(socket.AF_INET)).packed, ip_address(
+        annex.far(socket.AF_INET6)
+    ).packed
 
 
 def enter_annex(ready: Callable[[Annex], None]) -> Annex:

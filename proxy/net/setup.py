@@ -14,7 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from proxy.errors import ConfigError, DeviceError
 from proxy.net import bypass, forwarding, nft
-from proxy.net.annex import annexes
+from proxy.net.annex import annexes, far_addresses
 from proxy.net.links import FAMILIES, Host, look
 from proxy.net.netlink import outside_loop, session
 from proxy.net.nft import Forwarding, Listener
@@ -364,7 +364,7 @@ class HostSetup(UplinkSetup):
     def __init__(self, config: ProxyConfig, state_directory: Path = STATE_DIRECTORY) -> None:
         super().__init__(config, state_directory)
         self._config: ProxyConfig = config
-        self.lan: tuple[str, ...] = ()  # the interfaces whose TCP is taken by now
+        self.lan: dict[str, int] = {}  # the interfaces whose TCP is taken by now, with index
         self._annexes: tuple[str, ...] = ()
         self._bypassed: dict[str, int] = {}
 
@@ -383,6 +383,15 @@ class HostSetup(UplinkSetup):
         self._annexes = self._find_annexes(host)
         super()._resolve(host)
 
+    def annex_hosts(self) -> frozenset[tuple[int, bytes]]:
+        """Interface index and address of each host behind an annex's interface."""
+        return frozenset(
+            (self.lan[name], address)
+            for name in self._annexes
+            if name in self.lan
+            for address in far_addresses(name)
+        )
+
     def _find_annexes(self, host: Host) -> tuple[str, ...]:
         """The interfaces that are to be taken as a LAN's without being configured."""
         return annexes(host.links)
@@ -393,7 +402,8 @@ class HostSetup(UplinkSetup):
     def _enable_forwarding(self, host: Host) -> None:
         super()._enable_forwarding(host)
         # The last step of a set-up: from now on it is true.
-        self.lan = tuple(name for name in self._inside() if name in host.links)
+        names = [name for name in self._inside() if name in host.links]
+        self.lan = {name: host.links[name].index for name in names}
 
     def _nft(self, on: Forwarding) -> str:
         return nft.proxy_table(

@@ -105,6 +105,12 @@ class LanRelay:
         self.table.follow(host, now)
         self.watch.start()
 
+    def lose_host(self, ip: bytes, now: float) -> None:
+        """A LAN host is gone for good, and cannot say so: its conversations end."""
+        for flow in list(self.flows):
+            if isinstance(flow.near, TcpConnection) and flow.near.remote.ip == ip:
+                flow.abort(now)
+
     # -- Listener -------------------------------------------------------------------------------
 
     def on_syn(self, syn: Segment, now: float) -> None:
