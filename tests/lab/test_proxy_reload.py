@@ -71,6 +71,12 @@ def test_hangup_reloads_and_backup_takes_effect_on_live_connections(
 ) -> None:
     with serving(lab.server, echo) as server, lab.client.connect(SERVER4, server.port) as sock:
         assert echo_through(sock, 100_000)
+
+        def states() -> list[str]:
+            (conn,) = boxes.gateway.query("status")["connections"]
+            return [s["state"] for s in conn["subflows"]]
+
+        wait_for(lambda: states() == ["ESTAB", "ESTAB"], "the gateway may use both uplinks")
         edit(boxes.proxy, "backup = false", "backup = true")
         boxes.proxy.hang_up()
         wait_for(lambda: "reloaded: uplink[fibre].backup" in boxes.proxy.log, "it is logged")
